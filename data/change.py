@@ -1,0 +1,68 @@
+"""What changed between pictures, cell by cell: the pixel side of differential token dropping.
+
+Idea: TimeChat-Online's pixel-level differential token drop (arXiv 2504.17343); the last-kept reference, which bounds
+slow drift, is ours.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+
+def cell_change(picture: torch.Tensor, reference: torch.Tensor, cell: int) -> torch.Tensor:
+    """Mean absolute difference per cell, in [0, 1].
+
+    picture, reference: uint8 [T, 3, h, w], sides multiples of `cell`. Returns float32 [h / cell, w / cell].
+    """
+    difference = (picture.float() - reference.float()).abs_().mean(dim=(0, 1)) / 255.0
+    return difference.unfold(0, cell, cell).unfold(1, cell, cell).mean(dim=(-1, -2))
+
+
+@dataclass
+class ChangeDetector:
+    """Compares every picture with a reference, cell by cell, and tells which cells changed.
+
+    reference "last_kept": a cell is compared with the picture in which it was last kept, so slow drift adds up until it
+    is kept. "previous": with the picture before, as published.
+    """
+
+    cell: int
+    threshold: float
+    reference: str = "last_kept"
+    _held: torch.Tensor | None = None
+
+    def change(self, picture: torch.Tensor) -> torch.Tensor:
+        """float32 [rows, columns]: change against the reference; all ones where there is none to compare with."""
+        rows, columns = picture.shape[-2] // self.cell, picture.shape[-1] // self.cell
+        if self._held is None or self._held.shape[1:] != picture.shape[1:]:
+            return torch.ones(rows, columns, device=picture.device)
+        held, picture = _same_length(self._held, picture)
+        return cell_change(picture, held, self.cell)
+
+    def keep(self, picture: torch.Tensor, whole: bool = False) -> torch.Tensor:
+        """bool [rows, columns]: the cells to keep. Updates the reference. `whole` keeps every cell."""
+        change = self.change(picture)
+        kept = torch.ones_like(change, dtype=torch.bool) if whole else change > self.threshold
+        self.update(picture, kept)
+        return kept
+
+    def update(self, picture: torch.Tensor, kept: torch.Tensor) -> None:
+        """Remember `picture` [T, 3, h, w]: everywhere ("previous"), or in the `kept` cells only ("last_kept")."""
+        if self.reference == "previous" or self._held is None or self._held.shape[1:] != picture.shape[1:]:
+            self._held = picture.clone()
+            return
+        held, picture = _same_length(self._held, picture)
+        pixels = kept.repeat_interleave(self.cell, 0).repeat_interleave(self.cell, 1)
+        self._held = torch.where(pixels, picture, held)
+
+
+def _same_length(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pad the shorter of two [T, ...] with repeats of its last picture."""
+    length = max(len(a), len(b))
+    return _stretch(a, length), _stretch(b, length)
+
+
+def _stretch(a: torch.Tensor, length: int) -> torch.Tensor:
+    return a if len(a) == length else torch.cat([a, a[-1:].expand(length - len(a), *a.shape[1:])])

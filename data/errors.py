@@ -1,0 +1,33 @@
+"""The errors that a user can do something about; each message says what was wrong and what to do, in one line.
+
+VStreamError
+├── SourceError      a video, URL, camera or world that cannot be opened or read
+├── QuestionError    a question, or a time in it, that cannot be answered
+├── ConfigError      a setting that is unknown or out of range
+├── AdapterError     a model that cannot be loaded or run
+└── MemoryBankError  a memory folder or tier that cannot be used
+"""
+
+
+class VStreamError(Exception):
+    """Base of all errors that are shown to a user as one line."""
+
+
+class SourceError(VStreamError):
+    """A video, URL, camera or world that cannot be opened or read."""
+
+
+class QuestionError(VStreamError):
+    """A question, or a time in it, that cannot be answered."""
+
+
+class ConfigError(VStreamError):
+    """A setting that is unknown or out of range."""
+
+
+class AdapterError(VStreamError):
+    """A model that cannot be loaded or run."""
+
+
+class MemoryBankError(VStreamError):
+    """A memory folder or tier that cannot be used."""

@@ -1,0 +1,101 @@
+"""Which URLs may be opened: allowed schemes, public hosts, and labels without secrets."""
+
+from __future__ import annotations
+
+import ipaddress
+import queue
+import socket
+import threading
+from dataclasses import dataclass
+from urllib.parse import SplitResult, urlsplit
+
+from data.errors import SourceError
+
+PORTS = {"rtsp": 554, "rtsps": 322, "http": 80, "https": 443}
+LOOKUP_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class LiveURL:
+    """A checked URL. `full` goes to the decoder only; `label` holds no user name, password or query."""
+
+    full: str
+    label: str
+    scheme: str
+    host: str
+    path: str
+
+    def __repr__(self) -> str:
+        return f"LiveURL({self.label!r})"
+
+
+def label_of(url: str) -> str:
+    """`url` without user name, password, query and fragment. Safe for logs and pages, also for URLs that do not parse."""
+    try:
+        parts = urlsplit(url)
+        host = parts.hostname or ""
+        port = f":{parts.port}" if parts.port else ""
+    except ValueError:
+        return f"{url.split(':', 1)[0]}://…"
+    host = f"[{host}]" if ":" in host else host
+    return f"{parts.scheme}://{host}{port}{parts.path}{'?…' if parts.query else ''}"
+
+
+def check_url(url: str, allow_private_hosts: bool = False, timeout_seconds: float = LOOKUP_SECONDS) -> LiveURL:
+    """Check the scheme and the host of `url`. Raises SourceError that says what is wrong and how to allow it.
+
+    The decoder looks the name up again, so a name server that changes its answer in between is not caught here.
+    """
+    label = label_of(url)
+    if any(ord(c) <= 32 or ord(c) == 127 for c in url):
+        raise SourceError(f"{label.split(' ')[0]}: the URL holds a space or a control character; write it as %20")
+    try:
+        parts: SplitResult = urlsplit(url)
+        scheme, host, port = parts.scheme.lower(), parts.hostname, parts.port
+    except ValueError:
+        raise SourceError(f"{label}: not a valid URL; write it as rtsp://host:port/path") from None
+    if scheme not in PORTS:
+        raise SourceError(f"{label}: cannot open {scheme or 'this'} URLs; known: {', '.join(PORTS)}")
+    if not host:
+        raise SourceError(f"{label}: the URL names no host; write it as {scheme}://host:port/path")
+    addresses = _lookup(host, port or PORTS[scheme], label, timeout_seconds)
+    if not allow_private_hosts:
+        for address in addresses:
+            if not is_public(address):
+                raise SourceError(
+                    f"{label}: {host} is a private or local address, which is not opened by default; "
+                    "allow it with --allow-private-hosts (allow_private_hosts=True)"
+                )
+    return LiveURL(url, label, scheme, host, parts.path)
+
+
+def is_public(address: str) -> bool:
+    """Whether an IP address is out in the Internet: not private, loopback, link-local, multicast or reserved."""
+    ip = ipaddress.ip_address(address.split("%")[0])
+    if isinstance(ip, ipaddress.IPv6Address):
+        inner = ip.ipv4_mapped or ip.sixtofour or (ip.teredo[1] if ip.teredo else None)
+        if inner is not None:
+            return is_public(str(inner))
+        if ip in ipaddress.ip_network("64:ff9b::/96"):
+            return is_public(str(ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)))
+    return ip.is_global and not ip.is_multicast and not ip.is_reserved
+
+
+def _lookup(host: str, port: int, label: str, timeout_seconds: float) -> list[str]:
+    # getaddrinfo takes no time-out, so it waits in a thread of its own.
+    answers: queue.Queue[list[str] | OSError | UnicodeError] = queue.Queue()
+
+    def look() -> None:
+        try:
+            answers.put([str(info[4][0]) for info in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)])
+        except (OSError, UnicodeError) as error:
+            answers.put(error)
+
+    threading.Thread(target=look, name="source-lookup", daemon=True).start()
+    try:
+        found = answers.get(timeout=timeout_seconds)
+    except queue.Empty:
+        raise SourceError(f"{label}: the name server did not answer in {timeout_seconds:g} s; check the network") from None
+    if isinstance(found, Exception) or not found:
+        raise SourceError(f"{label}: the host {host} is not known; check its name and the network")
+    return found

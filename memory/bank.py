@@ -1,0 +1,226 @@
+"""The memory of one stream in three tiers, GPU → RAM → disk, each with a byte budget.
+
+`tiers` decides what moves where; here are the lock, the pins, the damage, the gaps and the folder.
+Source: the block memory of InfLLM (arXiv 2402.04617) and ReKV (arXiv 2503.00540), with a disk tier and exact accounting.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import tempfile
+import threading
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from data.errors import ConfigError, MemoryBankError
+from memory.base import Bank, Span, Store, add_span
+from memory.segments import SEGMENT_BYTES, DiskStore
+from memory.slabs import SLAB_BYTES
+from memory.stores import DeviceStore, RamStore
+from memory.tiers import Entry, Tiers
+from model_adapters.base import ChunkKV
+
+logger = logging.getLogger(__name__)
+
+
+class MemoryBank(Bank):
+    """Chunks in GPU, RAM and disk tiers. Budgets are in bytes; 0 switches a tier off; no folder, no disk tier.
+
+    The disk tier works in a private folder (0700) of its own inside `folder`, which `close` removes.
+    ConfigError if a budget is negative or no tier is on; MemoryBankError if the folder cannot be used.
+    """
+
+    def __init__(
+        self,
+        device: torch.device | str,
+        gpu_bytes: int,
+        ram_bytes: int,
+        disk_bytes: int = 0,
+        folder: Path | None = None,
+        *,
+        slab_bytes: int = SLAB_BYTES,
+        segment_bytes: int = SEGMENT_BYTES,
+    ) -> None:
+        budgets = {"gpu_bytes": gpu_bytes, "ram_bytes": ram_bytes, "disk_bytes": disk_bytes if folder else 0}
+        if min(budgets.values()) < 0 or not any(budgets.values()):
+            raise ConfigError(f"memory budgets must not be negative and one tier must be on, got {budgets}")
+        self.device = torch.device(device)
+        self.damaged: list[int] = []
+        self.gaps: list[Span] = []
+        self._lock = threading.RLock()
+        self._pins: Counter[int] = Counter()
+        self._dropped: list[int] = []
+        self._counts: Counter[str] = Counter()
+        self._closed = False
+        self._spill: Path | None = None
+        self._made_folder: Path | None = None
+        stores: list[tuple[str, Store]] = []
+        if gpu_bytes:
+            stores.append(("gpu", DeviceStore(self.device, gpu_bytes)))
+        if ram_bytes:
+            stores.append(("ram", RamStore(ram_bytes, slab_bytes)))
+        if folder and disk_bytes:
+            stores.append(("disk", DiskStore(self._make_spill(folder), disk_bytes, segment_bytes)))
+        self._tiers = Tiers(stores, self._pins, self._record_drop)
+
+    def put(self, chunk: ChunkKV) -> list[int]:
+        with self._lock:
+            self._check_open()
+            if chunk.chunk_id in self._tiers.entries:
+                raise MemoryBankError(f"chunk {chunk.chunk_id} is already in the memory")
+            self._counts["num_put"] += 1
+            try:
+                self._tiers.put(chunk)
+            finally:
+                dropped, self._dropped = self._dropped, []
+            return dropped
+
+    def get(self, chunk_ids: Sequence[int]) -> list[ChunkKV]:
+        found = []
+        # Pinned, so that the first chunks of one request are not pushed out again by its last.
+        with self._lock, self._pinning(chunk_ids):
+            self._check_open()
+            for chunk_id in chunk_ids:
+                tier = self.tier(chunk_id)
+                if tier is not None and (chunk := self._read(chunk_id)) is not None:
+                    self._counts[f"num_read_{tier}"] += 1
+                    found.append(chunk)
+                    self._promote_unless_pinned(chunk, chunk_ids)
+        return found
+
+    def prefetch(self, chunk_ids: Sequence[int]) -> None:
+        """Move the chunks up as far as that drops nothing; chunks already pinned stay where they are."""
+        with self._lock, self._pinning(chunk_ids):
+            self._check_open()
+            for chunk_id in dict.fromkeys(chunk_ids):
+                entry = self._tiers.entries.get(chunk_id)
+                if entry is not None and entry.level > 0 and (chunk := self._read(chunk_id)) is not None:
+                    self._promote_unless_pinned(chunk, chunk_ids)
+
+    @contextmanager
+    def pinned(self, chunk_ids: Sequence[int]) -> Iterator[None]:
+        """Prefetches the chunks, and then neither drops nor moves them until the context closes."""
+        with self._lock:
+            self.prefetch(chunk_ids)
+            known = [chunk_id for chunk_id in chunk_ids if chunk_id in self._tiers.entries]
+            self._pins.update(known)
+        try:
+            yield
+        finally:
+            self._unpin(known)
+
+    def tier(self, chunk_id: int) -> str | None:
+        with self._lock:
+            entry = self._tiers.entries.get(chunk_id)
+            return None if entry is None else self._tiers.stores[entry.level][0]
+
+    def num_bytes(self, tier: str) -> int:
+        with self._lock:
+            return sum(store.num_bytes for name, store in self._tiers.stores if name == tier)
+
+    def chunk_ids(self) -> list[int]:
+        with self._lock:
+            entries = self._tiers.entries
+            return sorted(entries, key=lambda chunk_id: (entries[chunk_id].start_seconds, chunk_id))
+
+    def span(self, chunk_id: int) -> Span:
+        with self._lock:
+            entry = self._tiers.entries[chunk_id]
+            return (entry.start_seconds, entry.end_seconds)
+
+    def stats(self) -> dict[str, object]:
+        with self._lock:
+            levels = Counter(entry.level for entry in self._tiers.entries.values())
+            tiers = {
+                name: {"num_chunks": levels[level], "num_bytes": store.num_bytes, "capacity_bytes": store.capacity_bytes}
+                for level, (name, store) in enumerate(self._tiers.stores)
+            }
+            counts = self._counts + self._tiers.counts
+            names = ("num_put", "num_offloaded", "num_prefetched", "num_dropped", *(f"num_read_{name}" for name in tiers))
+            return {
+                "num_chunks": len(self._tiers.entries),
+                "num_pinned": len(self._pins),
+                "num_damaged": len(self.damaged),
+                "gap_seconds": sum(end - start for start, end in self.gaps),
+                "tiers": tiers,
+                **{name: counts[name] for name in names},
+            }
+
+    def check_integrity(self) -> None:
+        with self._lock:
+            self._tiers.check_integrity()
+            assert all(count > 0 for count in self._pins.values()), f"pins below one: {self._pins}"
+            for (_, end), (start, _) in zip(self.gaps, self.gaps[1:], strict=False):
+                assert end < start, f"gaps not merged or not in order: {self.gaps}"
+
+    def close(self) -> None:
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            self._tiers.close()
+            if self._spill is not None and self._spill.exists():
+                shutil.rmtree(self._spill)
+            if self._made_folder is not None and self._made_folder.is_dir() and not any(self._made_folder.iterdir()):
+                self._made_folder.rmdir()
+
+    def _read(self, chunk_id: int) -> ChunkKV | None:
+        """The chunk on the compute device, now the most recently used of its tier; None if it is damaged and thus forgotten."""
+        entry = self._tiers.entries[chunk_id]
+        try:
+            chunk = self._tiers.stores[entry.level][1].get(chunk_id, self.device)
+        except MemoryBankError as error:
+            logger.warning("%s", error)
+            self.damaged.append(chunk_id)
+            self.gaps = add_span(self.gaps, (entry.start_seconds, entry.end_seconds))
+            self._tiers.forget(chunk_id)
+            return None
+        self._tiers.touch(chunk_id)
+        return chunk
+
+    def _promote_unless_pinned(self, chunk: ChunkKV, requested: Sequence[int]) -> None:
+        """`requested` holds the pins that the request itself has set; any pin beyond them is somebody else's."""
+        if self._pins[chunk.chunk_id] == requested.count(chunk.chunk_id):
+            self._tiers.promote(chunk)
+
+    def _record_drop(self, chunk_id: int, entry: Entry) -> None:
+        if not self._counts["num_dropped"]:
+            logger.warning("the memory is full: from now on the oldest chunks are dropped")
+        self._counts["num_dropped"] += 1
+        self._dropped.append(chunk_id)
+        self.gaps = add_span(self.gaps, (entry.start_seconds, entry.end_seconds))
+
+    @contextmanager
+    def _pinning(self, chunk_ids: Sequence[int]) -> Iterator[None]:
+        self._pins.update(chunk_ids)
+        try:
+            yield
+        finally:
+            self._unpin(chunk_ids)
+
+    def _unpin(self, chunk_ids: Sequence[int]) -> None:
+        with self._lock:
+            self._pins.subtract(chunk_ids)
+            for chunk_id in set(chunk_ids):
+                if self._pins[chunk_id] <= 0:
+                    del self._pins[chunk_id]
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise MemoryBankError("the memory is closed")
+
+    def _make_spill(self, folder: Path) -> Path:
+        """A private folder inside `folder`, which is made if it is missing."""
+        try:
+            if not folder.exists():
+                folder.mkdir(mode=0o700, parents=True)
+                self._made_folder = folder
+            self._spill = Path(tempfile.mkdtemp(prefix="kv-", dir=folder))
+        except OSError as error:
+            raise MemoryBankError(f"memory folder {folder} cannot be used: {error.strerror}; choose another folder") from error
+        return self._spill

@@ -1,0 +1,150 @@
+"""Memory's nouns: a store (one tier's place for chunks), a bank (what a session talks to), and the spans it has lost."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Sequence
+from contextlib import AbstractContextManager
+
+import torch
+
+from model_adapters.base import ChunkKV
+
+Span = tuple[float, float]
+"""(start_seconds, end_seconds) of stream time."""
+
+TOUCHING_SECONDS = 1e-6
+"""Slots are products of floats; spans this close to each other are one span."""
+
+
+class Store(ABC):
+    """One tier's place for chunks, with a byte budget. Which chunk goes where is the bank's business, not the store's.
+
+    A chunk reads back bit-equal right after `put`. Not thread-safe: the bank holds the lock.
+    """
+
+    capacity_bytes: int
+
+    @abstractmethod
+    def put(self, chunk: ChunkKV) -> None:
+        """Keep a chunk. The caller has made sure of `has_room` and that the id is not there yet."""
+
+    @abstractmethod
+    def get(self, chunk_id: int, device: torch.device | None = None) -> ChunkKV:
+        """The chunk on `device` (or where the store lives). KeyError for an unknown id, MemoryBankError for a damaged one.
+
+        The tensors may be the stored ones: never write into them.
+        """
+
+    @abstractmethod
+    def remove(self, chunk_id: int) -> None:
+        """Forget a chunk. KeyError for an unknown id."""
+
+    @abstractmethod
+    def chunk_ids(self) -> Collection[int]:
+        """The ids in the store, in no particular order."""
+
+    @property
+    @abstractmethod
+    def num_bytes(self) -> int:
+        """Bytes really held: whole slabs, whole files, and what waits to be written."""
+
+    @property
+    @abstractmethod
+    def num_payload_bytes(self) -> int:
+        """The sum of `ChunkKV.num_bytes` over the chunks in the store."""
+
+    @property
+    def num_free_bytes(self) -> int:
+        """Bytes that chunks can still take before the budget is spent."""
+        return self.capacity_bytes - self.num_bytes
+
+    @abstractmethod
+    def footprint(self, num_bytes: int) -> int:
+        """The most bytes that a chunk of `num_bytes` takes here (alignment and headers included)."""
+
+    def can_ever_hold(self, num_bytes: int) -> bool:
+        """Whether a chunk of `num_bytes` would fit if the store were empty."""
+        return self.footprint(num_bytes) <= self.capacity_bytes
+
+    def has_room(self, num_bytes: int) -> bool:
+        """Whether a chunk of `num_bytes` fits now, inside the budget."""
+        return self.footprint(num_bytes) <= self.num_free_bytes
+
+    def reclaim(self) -> bool:
+        """Win back space that removed chunks still take up. False if there was none worth the work."""
+        return False
+
+    @abstractmethod
+    def check_integrity(self) -> None:
+        """AssertionError, in words, if the store's own bookkeeping is wrong or the budget is exceeded."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Let everything go. Idempotent."""
+
+    def __contains__(self, chunk_id: int) -> bool:
+        return chunk_id in self.chunk_ids()
+
+
+class Bank(ABC):
+    """All stored chunks of one stream. Thread-safe: one thread puts while others get."""
+
+    damaged: list[int]
+    """Ids of chunks that did not read back as they were written; they are skipped and forgotten."""
+    gaps: list[Span]
+    """Spans of the stream that the memory no longer holds, merged and in order."""
+
+    @abstractmethod
+    def put(self, chunk: ChunkKV) -> list[int]:
+        """Store a chunk. Returns the ids of the chunks that were dropped for it (the retriever should forget them).
+
+        MemoryBankError if the id is already stored, the bank is closed or a tier cannot be written.
+        """
+
+    @abstractmethod
+    def get(self, chunk_ids: Sequence[int]) -> list[ChunkKV]:
+        """The chunks on the compute device in the given order. Ids that are not there (dropped, or damaged: see `damaged`)
+        are left out. The tensors may be the stored ones: never write into them."""
+
+    @abstractmethod
+    def pinned(self, chunk_ids: Sequence[int]) -> AbstractContextManager[None]:
+        """While the context is open these chunks are neither dropped nor moved. Unknown ids are ignored."""
+
+    @abstractmethod
+    def tier(self, chunk_id: int) -> str | None:
+        """ "gpu", "ram" or "disk"; None if the chunk is not there."""
+
+    @abstractmethod
+    def num_bytes(self, tier: str) -> int:
+        """Bytes that a tier really holds; 0 for a tier that is off."""
+
+    @abstractmethod
+    def chunk_ids(self) -> list[int]:
+        """All stored ids, in stream order."""
+
+    @abstractmethod
+    def span(self, chunk_id: int) -> Span:
+        """The stream time of a stored chunk. KeyError for an unknown id."""
+
+    @abstractmethod
+    def stats(self) -> dict[str, object]:
+        """Counts, sizes and budgets, ready for JSON."""
+
+    @abstractmethod
+    def check_integrity(self) -> None:
+        """AssertionError, in words, if bookkeeping and content disagree."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Let everything go. Idempotent."""
+
+
+def add_span(spans: Sequence[Span], new: Span) -> list[Span]:
+    """Ordered, disjoint `spans` with `new` in its place, merged with those that it touches."""
+    start, end = new
+    before = [span for span in spans if span[1] < start - TOUCHING_SECONDS]
+    after = [span for span in spans if span[0] > end + TOUCHING_SECONDS]
+    touching = spans[len(before) : len(spans) - len(after)]
+    merged = (min([start, *(span[0] for span in touching)]), max([end, *(span[1] for span in touching)]))
+    return [*before, merged, *after]

@@ -1,0 +1,135 @@
+"""The policy of the tiers: who moves down, who moves up, who goes. No locks, no files, no devices here.
+
+A chunk enters the fastest tier that can hold it. To make room there, the least recently used chunk moves down one tier, for
+which room is made below first, so that a chunk is never between two tiers. In the lowest tier the oldest chunk goes.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+
+from memory.base import Store
+from model_adapters.base import ChunkKV
+
+
+@dataclass
+class Entry:
+    """Where a stored chunk is and what it takes up. level: index of its tier, 0 the fastest; -1 for none."""
+
+    level: int
+    num_bytes: int
+    start_seconds: float
+    end_seconds: float
+
+
+class Tiers:
+    """Chunks in stores, fastest first. `pins` (by id) stay where they are; `on_drop` hears of every chunk that goes."""
+
+    def __init__(self, stores: list[tuple[str, Store]], pins: Collection[int], on_drop: Callable[[int, Entry], None]) -> None:
+        self.stores = stores
+        self.entries: dict[int, Entry] = {}
+        self.counts: Counter[str] = Counter()
+        self._pins = pins
+        self._on_drop = on_drop
+        self._used: list[OrderedDict[int, None]] = [OrderedDict() for _ in stores]
+        """Per tier, the least recently used chunk first."""
+
+    def put(self, chunk: ChunkKV) -> bool:
+        """Take in a new chunk. False if it was dropped at once, because no tier can hold it or it is the oldest."""
+        entry = Entry(-1, chunk.num_bytes, chunk.start_seconds, chunk.end_seconds)
+        for level, (_, store) in enumerate(self.stores):
+            if self._make_room(level, entry, may_drop=True):
+                store.put(chunk)
+                entry.level = level
+                self.entries[chunk.chunk_id] = entry
+                self._used[level][chunk.chunk_id] = None
+                return True
+        self._on_drop(chunk.chunk_id, entry)
+        return False
+
+    def touch(self, chunk_id: int) -> None:
+        """The chunk is now the most recently used of its tier."""
+        self._used[self.entries[chunk_id].level].move_to_end(chunk_id)
+
+    def promote(self, chunk: ChunkKV) -> None:
+        """Move a chunk that has just been read to the fastest tier where room can be made without dropping anything."""
+        entry = self.entries[chunk.chunk_id]
+        for level in range(entry.level):
+            if self._make_room(level, entry, may_drop=False):
+                self._move(chunk, entry, level)
+                self.counts["num_prefetched"] += 1
+                return
+
+    def forget(self, chunk_id: int) -> None:
+        """Remove a chunk from its tier."""
+        entry = self.entries.pop(chunk_id)
+        del self._used[entry.level][chunk_id]
+        self.stores[entry.level][1].remove(chunk_id)
+
+    def close(self) -> None:
+        self.entries.clear()
+        for (_, store), used in zip(self.stores, self._used, strict=True):
+            store.close()
+            used.clear()
+
+    def check_integrity(self) -> None:
+        """AssertionError, in words, if entries, order of use and stores disagree or a budget is exceeded."""
+        seen: Counter[int] = Counter()
+        for level, ((name, store), used) in enumerate(zip(self.stores, self._used, strict=True)):
+            here = {chunk_id for chunk_id, entry in self.entries.items() if entry.level == level}
+            seen.update(store.chunk_ids())
+            assert set(store.chunk_ids()) == here, f"{name} tier holds {sorted(store.chunk_ids())}, expected {sorted(here)}"
+            assert set(used) == here, f"{name} tier: order of use knows {sorted(used)}, expected {sorted(here)}"
+            total = sum(self.entries[chunk_id].num_bytes for chunk_id in here)
+            assert store.num_payload_bytes == total, f"{name} tier: {store.num_payload_bytes} bytes of chunks, expected {total}"
+            assert store.num_bytes <= store.capacity_bytes, f"{name} tier holds {store.num_bytes} bytes, over its budget"
+            store.check_integrity()
+        astray = sorted(chunk_id for chunk_id in {*seen, *self.entries} if seen[chunk_id] != 1)
+        assert not astray, f"chunks that are not in exactly one tier: {astray}"
+
+    def _make_room(self, level: int, entry: Entry, may_drop: bool) -> bool:
+        """Whether the tier has room for `entry`, after offloading from it, or dropping if it is the lowest, as needed."""
+        store = self.stores[level][1]
+        if not store.can_ever_hold(entry.num_bytes):
+            return False
+        while not store.has_room(entry.num_bytes):
+            if store.reclaim():
+                continue
+            movable = (chunk_id for chunk_id in self._used[level] if chunk_id not in self._pins)
+            if level < len(self.stores) - 1:
+                victim = next(movable, None)
+                if victim is None or not self._offload(victim, level, may_drop):
+                    return False
+            else:
+                victim = min(movable, key=lambda chunk_id: self.entries[chunk_id].start_seconds, default=None)
+                if victim is None or not may_drop or entry.start_seconds < self.entries[victim].start_seconds:
+                    return False
+                self._drop(victim)
+        return True
+
+    def _offload(self, chunk_id: int, level: int, may_drop: bool) -> bool:
+        """Move a chunk down; if no lower tier takes it, drop it. False if it would have to be dropped and must not be."""
+        entry = self.entries[chunk_id]
+        for below in range(level + 1, len(self.stores)):
+            if self._make_room(below, entry, may_drop):
+                self._move(self.stores[level][1].get(chunk_id), entry, below)
+                self.counts["num_offloaded"] += 1
+                return True
+        if may_drop:
+            self._drop(chunk_id)
+        return may_drop
+
+    def _move(self, chunk: ChunkKV, entry: Entry, level: int) -> None:
+        # Put before remove: if the store below cannot be written, the chunk is still where it was.
+        self.stores[level][1].put(chunk)
+        self.stores[entry.level][1].remove(chunk.chunk_id)
+        del self._used[entry.level][chunk.chunk_id]
+        self._used[level][chunk.chunk_id] = None
+        entry.level = level
+
+    def _drop(self, chunk_id: int) -> None:
+        entry = self.entries[chunk_id]
+        self.forget(chunk_id)
+        self._on_drop(chunk_id, entry)

@@ -1,0 +1,28 @@
+"""A checkpoint's identity: KV of one model means nothing to another."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+SAMPLE_BYTES = 1 << 20
+
+
+def fingerprint(folder: Path) -> str:
+    """Hex digest over config, processor configuration, tokenizer and the weights' sizes, heads and tails.
+
+    Whole weight files are not read: a safetensors header names every tensor, and its first and last megabyte tell
+    checkpoints of one shape apart.
+    """
+    digest = hashlib.sha256()
+    for name in ("config.json", "preprocessor_config.json", "tokenizer.json"):
+        path = folder / name
+        digest.update(name.encode() + (path.read_bytes() if path.exists() else b""))
+    for path in sorted(folder.glob("*.safetensors")):
+        size = path.stat().st_size
+        digest.update(f"{path.name}:{size}".encode())
+        with path.open("rb") as file:
+            digest.update(file.read(SAMPLE_BYTES))
+            file.seek(max(0, size - SAMPLE_BYTES))
+            digest.update(file.read(SAMPLE_BYTES))
+    return digest.hexdigest()[:16]

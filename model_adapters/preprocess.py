@@ -1,0 +1,85 @@
+"""Pixels to patches, with torch on the model's device, from what the checkpoint's preprocessor_config.json says."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+MAX_ASPECT_RATIO = 200
+
+
+@dataclass(frozen=True)
+class PixelSpec:
+    """How a family of the Qwen-VL shape turns a picture into patches. Sizes are in pixels; *_pixels count one picture."""
+
+    patch_size: int
+    merge_size: int
+    temporal_patch_size: int
+    min_pixels: int
+    max_pixels: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @property
+    def cell(self) -> int:
+        """Side of one merged visual token in pixels."""
+        return self.patch_size * self.merge_size
+
+    @staticmethod
+    def from_folder(folder: str | Path) -> PixelSpec:
+        """Read preprocessor_config.json. Raises OSError or KeyError where the file or a field is missing."""
+        config = json.loads((Path(folder) / "preprocessor_config.json").read_text())
+        size = config.get("size") or {}
+        return PixelSpec(
+            patch_size=config["patch_size"],
+            merge_size=config["merge_size"],
+            temporal_patch_size=config["temporal_patch_size"],
+            min_pixels=config.get("min_pixels") or size["shortest_edge"],
+            max_pixels=config.get("max_pixels") or size["longest_edge"],
+            mean=tuple(config["image_mean"]),
+            std=tuple(config["image_std"]),
+        )
+
+
+def fitted_size(height: int, width: int, spec: PixelSpec) -> tuple[int, int]:
+    """(height, width) in multiples of the cell, area within the spec's bounds, aspect ratio as near as that allows."""
+    if max(height, width) / min(height, width) > MAX_ASPECT_RATIO:
+        raise ValueError(f"a picture of {width}x{height} is too narrow: the sides may differ by a factor of {MAX_ASPECT_RATIO}")
+    cell = spec.cell
+    h, w = max(cell, round(height / cell) * cell), max(cell, round(width / cell) * cell)
+    if h * w > spec.max_pixels:
+        scale = math.sqrt(height * width / spec.max_pixels)
+        h = max(cell, math.floor(height / scale / cell) * cell)
+        w = max(cell, math.floor(width / scale / cell) * cell)
+    elif h * w < spec.min_pixels:
+        scale = math.sqrt(spec.min_pixels / (height * width))
+        h, w = math.ceil(height * scale / cell) * cell, math.ceil(width * scale / cell) * cell
+    return h, w
+
+
+def resize(frames: torch.Tensor, spec: PixelSpec) -> torch.Tensor:
+    """uint8 [T, 3, H, W] to uint8 [T, 3, h, w] by `fitted_size`; bicubic and anti-aliased, as PIL resizes."""
+    height, width = fitted_size(frames.shape[-2], frames.shape[-1], spec)
+    if (height, width) == tuple(frames.shape[-2:]):
+        return frames
+    resized = F.interpolate(frames.float(), size=(height, width), mode="bicubic", antialias=True, align_corners=False)
+    return resized.round_().clamp_(0, 255).to(torch.uint8)
+
+
+def patchify(picture: torch.Tensor, spec: PixelSpec, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, torch.Tensor]:
+    """uint8 [T, 3, h, w] to (patches [t*gh*gw, 3*tp*p*p], grid_thw [1, 3]); a short last slot repeats its last frame."""
+    p, m, tp = spec.patch_size, spec.merge_size, spec.temporal_patch_size
+    short = -picture.shape[0] % tp
+    if short:
+        picture = torch.cat([picture, picture[-1:].expand(short, -1, -1, -1)])
+    mean = torch.tensor(spec.mean, device=picture.device).view(1, 3, 1, 1)
+    std = torch.tensor(spec.std, device=picture.device).view(1, 3, 1, 1)
+    x = ((picture.float() / 255.0 - mean) / std).to(dtype)
+    t, gh, gw = x.shape[0] // tp, x.shape[2] // p, x.shape[3] // p
+    x = x.reshape(t, tp, 3, gh // m, m, p, gw // m, m, p).permute(0, 3, 6, 4, 7, 2, 1, 5, 8)
+    return x.reshape(t * gh * gw, 3 * tp * p * p), torch.tensor([[t, gh, gw]], device=picture.device)

@@ -1,0 +1,236 @@
+"""Train the embedded model from nothing but the synthetic world: `python -m model_adapters.tiny.train`.
+
+Three phases: the vision tower alone (warmup.py); the language model over contexts that grow, with the tower frozen; and
+nothing else to download. State is saved as it goes under --runs; a new start resumes there, or from the shipped checkpoint.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from model_adapters.tiny.config import CHECKPOINT, build_model, build_tokenizer, write_side_files
+from model_adapters.tiny.library import Library
+from model_adapters.tiny.optim import Optimizers, save_state
+from model_adapters.tiny.samples import QUESTION, Batch, Sampler
+from model_adapters.tiny.warmup import warm_up
+
+RETRIEVED_FAMILIES = ("when", "did", "which", "after")
+STREAM_SECONDS = 48
+SEARCHED = 3
+"""Every how many steps the retrieval loss joins in; it learns faster than the answers do."""
+REFRESHED = 4
+"""Streams of the library that are replaced every ten steps."""
+GROWTH = ((0, 4), (200, 8), (500, 16), (1200, 28), (2200, 40))
+"""(step, chunks): from this step on, stretches hold up to that many chunks."""
+
+
+def inputs(model: Any, library: Library, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Embeds [B, S, D], the mask of visual tokens [B, S], and their DeepStack features [visual, D]."""
+    embeds = model.get_input_embeddings()(batch.ids)
+    visual = batch.rows >= 0
+    cells = batch.rows[visual]
+    embeds = embeds.masked_scatter(visual[..., None], library.embeds.flatten(0, 1)[cells].to(embeds.dtype))
+    return embeds, visual, library.deepstack.flatten(0, 1)[cells].to(embeds.dtype)
+
+
+def fix_numbers(model: Any, tokenizer: Any) -> None:
+    """Leave the embeddings of whole numbers as they were drawn: as random codes they stay apart, and what is learned of one
+    number (matching it, copying it) holds for all, also for those that training has hardly seen."""
+    free = torch.ones(model.get_input_embeddings().weight.shape[0], 1)
+    free[tokenizer.convert_tokens_to_ids("0") :] = 0
+    model.get_input_embeddings().weight.register_hook(lambda grad: grad * free.to(grad.dtype))
+
+
+class Watcher:
+    """Collects the un-rotated keys and queries of every layer during a forward pass, by hooks on k_norm and q_norm."""
+
+    def __init__(self, language_model: Any) -> None:
+        self.keys: list[torch.Tensor] = []
+        self.queries: list[torch.Tensor] = []
+        for layer in language_model.layers:
+            layer.self_attn.k_norm.register_forward_hook(lambda _m, _i, out: self.keys.append(out))
+            layer.self_attn.q_norm.register_forward_hook(lambda _m, _i, out: self.queries.append(out))
+
+    def take(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys [layers, B, S, kv_heads, d] and queries [layers, B, S, heads, d] since the last call."""
+        keys, queries = torch.stack(self.keys), torch.stack(self.queries)
+        self.keys, self.queries = [], []
+        return keys, queries
+
+
+def retrieval_loss(keys: torch.Tensor, queries: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, float]:
+    """Cross-entropy of key similarity against the chunks that prove each answer, and the recall at 8 of those chunks.
+
+    The score is the retriever's own: mean key per chunk, layer and KV head, times the mean question query, summed.
+    """
+    layers, size, _, kv_heads, dim = keys.shape
+    num_chunks = batch.visible.shape[2]
+    owner = torch.where((batch.owner >= 0) & (batch.owner < QUESTION), batch.owner, num_chunks)
+    one_hot = F.one_hot(owner, num_chunks + 1)[..., :num_chunks].to(keys.dtype)
+    mean = one_hot / one_hot.sum(1, keepdim=True).clamp(min=1)
+    chunk_keys = torch.einsum("bsc,lbshd->blchd", mean, keys)
+    mask = batch.question_mask.to(queries.dtype)
+    q = torch.einsum("bs,lbsgd->lbgd", mask / mask.sum(1, keepdim=True), queries)
+    q = q.view(layers, size, -1, kv_heads, q.shape[2] // kv_heads, dim).sum(4) * dim**-0.5
+    scores = torch.einsum("lbqhd,blchd->bqc", q, chunk_keys).float()
+    losses, recalls = [], []
+    for b, asked in enumerate(batch.asked):
+        for j, a in enumerate(asked):
+            if a.family in RETRIEVED_FAMILIES and a.evidence and a.chunk > 2:
+                row = scores[b, j, : a.chunk + 1]
+                losses.append(-row.log_softmax(0)[a.evidence].mean())
+                top = row.topk(min(8, len(row))).indices.tolist()
+                recalls.append(sum(k in top for k in a.evidence) / len(a.evidence))
+    if not losses:
+        return scores.sum() * 0, 1.0
+    return torch.stack(losses).mean(), float(np.mean(recalls))
+
+
+def forward(model: Any, library: Library, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits at the labelled tokens [n, vocabulary] and their labels [n]."""
+    embeds, visual, deepstack = inputs(model, library, batch)
+    hidden = model.model.language_model(
+        inputs_embeds=embeds,
+        position_ids=batch.positions,
+        attention_mask=batch.attention_mask(),
+        visual_pos_masks=visual,
+        deepstack_visual_embeds=[deepstack],
+        use_cache=False,
+    ).last_hidden_state
+    wanted = batch.labels != -100
+    return model.lm_head(hidden[wanted]), batch.labels[wanted]
+
+
+def exact_by_family(logits: torch.Tensor, batch: Batch) -> dict[str, list[bool]]:
+    """Per family: whether each answer is right in all its tokens (teacher-forced)."""
+    right = torch.ones_like(batch.labels, dtype=torch.bool)
+    right[batch.labels != -100] = logits.argmax(-1) == batch.labels[batch.labels != -100]
+    scores: dict[str, list[bool]] = {}
+    for b, asked in enumerate(batch.asked):
+        for q, a in enumerate(asked):
+            scores.setdefault(a.family, []).append(bool(right[b][batch.owner[b] == QUESTION + q].all()))
+    return scores
+
+
+def train(
+    model: Any, tokenizer, runs: Path, max_steps: int, tokens: int, matrix_lr: float, num_streams: int, seed: int
+) -> None:
+    """Train the language model with the tower frozen; saves state and checkpoint every few minutes."""
+    device = torch.device("cpu")
+    model.model.visual.requires_grad_(False)
+    language = model.model.language_model
+    fix_numbers(model, tokenizer)
+    optimizers = Optimizers(language, matrix_lr=matrix_lr, other_lr=matrix_lr / 5)
+    state, step = runs / "train.pt", 0
+    if state.exists():
+        saved = torch.load(state, map_location=device, weights_only=True)
+        model.load_state_dict(saved["model"])
+        optimizers.load_state_dict(saved["optimizers"])
+        step = saved["step"]
+    rng = np.random.default_rng([seed, step])
+    print("building the library", file=sys.stderr, flush=True)
+    library = Library(model.model.visual, num_streams, STREAM_SECONDS, rng)
+    held_out = Library(model.model.visual, 40, STREAM_SECONDS, np.random.default_rng(99))
+    sampler = Sampler(tokenizer, library, rng)
+    watcher = Watcher(language)
+    torch._dynamo.config.recompile_limit = 64  # one graph per layer and kind of mask
+    for layer in language.layers:
+        layer.compile(dynamic=True)
+    saved_at = started = time.monotonic()
+    seen: dict[str, list[bool]] = {}
+    mean_loss = mean_recall = 0.0
+    while step < max_steps:
+        optimizers.set_scale(min(1.0, (step + 1) / 60) * min(1.0, 1.2 * (1 - step / max_steps) + 0.02))
+        chunks = max(c for s, c in GROWTH if s <= step)
+        if step % 10 == 0:
+            library.refresh(REFRESHED)
+        batch = sampler.batch(chunks if rng.random() < 0.8 else max(4, chunks // 2), tokens)
+        with torch.autocast(device.type, torch.bfloat16):
+            logits, labels = forward(model, library, batch)
+            keys, _ = watcher.take()
+            loss = answer_loss = F.cross_entropy(logits.float(), labels)
+            if step % SEARCHED == 0:
+                language(inputs_embeds=model.get_input_embeddings()(batch.question_ids), use_cache=False)
+                _, queries = watcher.take()
+                search_loss, recall = retrieval_loss(keys, queries, batch)
+                loss = answer_loss + 0.1 * search_loss
+                mean_recall = 0.9 * mean_recall + 0.1 * recall
+        optimizers.step(loss)
+        step += 1
+        mean_loss = 0.95 * mean_loss + 0.05 * answer_loss.item()
+        for family, hits in exact_by_family(logits, batch).items():
+            seen[family] = (seen.get(family, []) + hits)[-400:]
+        if step % 25 == 0:
+            words = " ".join(f"{f} {np.mean(h):.2f}" for f, h in sorted(seen.items()))
+            pace = (time.monotonic() - started) / 25
+            print(
+                f"step {step} chunks {chunks} loss {mean_loss:.3f} recall@8 {mean_recall:.2f} | {words} | {pace:.2f} s/step",
+                file=sys.stderr,
+                flush=True,
+            )
+            started = time.monotonic()
+        if step % 300 == 0:
+            print("held out: " + held_out_words(model, tokenizer, held_out, watcher), file=sys.stderr, flush=True)
+        if time.monotonic() - saved_at > 240 or step == max_steps:
+            save_state(state, {"model": model.state_dict(), "optimizers": optimizers.state_dict(), "step": step})
+            save_checkpoint(model, tokenizer, runs / "checkpoint")
+            saved_at = time.monotonic()
+
+
+@torch.no_grad()
+def held_out_words(model: Any, tokenizer, library: Library, watcher: Watcher) -> str:
+    """Accuracy by family on streams that training never saw, at three context lengths."""
+    words = []
+    for chunks in (8, 20, 40):
+        sampler = Sampler(tokenizer, library, np.random.default_rng(5))
+        scores: dict[str, list[bool]] = {}
+        for _ in range(4):
+            batch = sampler.batch(chunks, 8000)
+            with torch.autocast("cpu", torch.bfloat16):
+                logits, _ = forward(model, library, batch)
+            watcher.take()
+            for family, hits in exact_by_family(logits, batch).items():
+                scores.setdefault(family, []).extend(hits)
+        words.append(f"≤{chunks} chunks " + " ".join(f"{f} {np.mean(h):.3f}" for f, h in sorted(scores.items())))
+    return " | ".join(words)
+
+
+def save_checkpoint(model: Any, tokenizer, folder: Path) -> None:
+    """Write the model as any checkpoint is written: config, bfloat16 safetensors, tokenizer, processor configuration."""
+    weights = {name: p.detach().to(torch.bfloat16).contiguous() for name, p in model.state_dict().items()}
+    model.config.dtype = torch.bfloat16
+    model.save_pretrained(folder, state_dict=weights)
+    write_side_files(folder, tokenizer)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--runs", type=Path, default=Path("runs/tiny"), help="folder for state and logs")
+    parser.add_argument("--max-steps", type=int, default=6000)
+    parser.add_argument("--tokens", type=int, default=5000, help="tokens per step, about")
+    parser.add_argument("--matrix-lr", type=float, default=0.012)
+    parser.add_argument("--streams", type=int, default=300, help="encoded streams to cut contexts from at a time")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--fresh", action="store_true", help="start from random weights, not from the shipped checkpoint")
+    args = parser.parse_args()
+    torch.manual_seed(args.seed)
+    tokenizer = build_tokenizer()
+    model = build_model(tokenizer)
+    shipped = CHECKPOINT / "model.safetensors"
+    if shipped.exists() and not args.fresh:
+        model = type(model).from_pretrained(CHECKPOINT, dtype=torch.float32, attn_implementation="sdpa")
+    else:
+        warm_up(model, args.runs / "warmup.pt", torch.device("cpu"))
+    train(model, tokenizer, args.runs, args.max_steps, args.tokens, args.matrix_lr, args.streams, args.seed)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,43 @@
+"""Retrieval's nouns: a hit, and the interface that every retriever fills."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from model_adapters.base import ChunkKV, Query
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A chunk that a retriever brings back, with its score (higher is better, comparable within one search only)."""
+
+    chunk_id: int
+    score: float
+    start_seconds: float
+    end_seconds: float
+
+
+class Retriever(ABC):
+    """Remembers what it needs of every chunk, and finds the chunks that matter for a question.
+
+    Every method is called from one thread at a time.
+    """
+
+    @abstractmethod
+    def add(self, chunk: ChunkKV) -> None:
+        """Index a chunk. Chunks arrive in stream order; a chunk_id is added once."""
+
+    @abstractmethod
+    def remove(self, chunk_ids: Collection[int]) -> None:
+        """Forget chunks; unknown ids are ignored."""
+
+    @abstractmethod
+    def search(self, query: Query, top_k: int, until_seconds: float, exclude: Collection[int] = ()) -> list[Hit]:
+        """At most `top_k` hits, best first, among chunks that end by `until_seconds` and are not in `exclude`."""
+
+    @property
+    @abstractmethod
+    def num_bytes(self) -> int:
+        """Bytes that the index holds in RAM."""

@@ -1,0 +1,122 @@
+"""Vectors by id, searched by inner product: FAISS, and a slow torch twin that says what FAISS must return."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Iterable
+from typing import Any
+
+import numpy as np
+import torch
+
+logger = logging.getLogger(__name__)
+
+Found = list[tuple[int, float]]
+"""(id, inner product), best first."""
+
+
+class Index(ABC):
+    """float32 vectors of one dimension, by integer id. Searches are exact."""
+
+    kind: str
+    """Which implementation this is, for stats."""
+    dim: int
+
+    @abstractmethod
+    def add(self, ids: Collection[int], vectors: torch.Tensor) -> None:
+        """vectors: float [len(ids), dim] on any device. Ids are new."""
+
+    @abstractmethod
+    def remove(self, ids: Iterable[int]) -> None:
+        """Unknown ids are ignored."""
+
+    @abstractmethod
+    def search(self, query: torch.Tensor, k: int, allowed: Collection[int] | None = None) -> Found:
+        """At most `k` ids with the largest inner products with `query` (float [dim]), among `allowed` ids where given."""
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """How many vectors there are."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of vectors and ids."""
+        return len(self) * (4 * self.dim + 16)
+
+
+class VectorIndex(Index):
+    """FAISS: IndexIDMap2 over IndexFlatIP, with an id selector where only some ids are allowed."""
+
+    kind = "faiss-flat"
+
+    def __init__(self, dim: int) -> None:
+        import faiss
+
+        self.dim = dim
+        self._faiss: Any = faiss
+        self._index = faiss.IndexIDMap2(faiss.IndexFlatIP(dim))
+
+    def add(self, ids: Collection[int], vectors: torch.Tensor) -> None:
+        self._index.add_with_ids(_to_numpy(vectors), np.fromiter(ids, np.int64, len(ids)))
+
+    def remove(self, ids: Iterable[int]) -> None:
+        unwanted = np.array(sorted(set(ids)), dtype=np.int64)
+        if len(unwanted):
+            self._index.remove_ids(self._faiss.IDSelectorBatch(unwanted))
+
+    def search(self, query: torch.Tensor, k: int, allowed: Collection[int] | None = None) -> Found:
+        k = min(k, len(self) if allowed is None else len(allowed))
+        if k <= 0:
+            return []
+        parameters = None
+        if allowed is not None:
+            selector = self._faiss.IDSelectorBatch(np.fromiter(allowed, np.int64, len(allowed)))
+            parameters = self._faiss.SearchParameters(sel=selector)
+        scores, ids = self._index.search(_to_numpy(query)[None], k, params=parameters)
+        return [(i, s) for i, s in zip(ids[0].tolist(), scores[0].tolist(), strict=True) if i >= 0]
+
+    def __len__(self) -> int:
+        return int(self._index.ntotal)
+
+
+class BruteIndex(Index):
+    """The same in a few lines of torch: the specification, and the fallback where FAISS is not installed."""
+
+    kind = "torch-brute"
+
+    def __init__(self, dim: int) -> None:
+        self.dim = dim
+        self._vectors: dict[int, torch.Tensor] = {}
+
+    def add(self, ids: Collection[int], vectors: torch.Tensor) -> None:
+        self._vectors.update(zip(ids, vectors.detach().to("cpu", torch.float32).clone(), strict=True))
+
+    def remove(self, ids: Iterable[int]) -> None:
+        for unwanted in ids:
+            self._vectors.pop(unwanted, None)
+
+    def search(self, query: torch.Tensor, k: int, allowed: Collection[int] | None = None) -> Found:
+        wanted = None if allowed is None else set(allowed)
+        ids = [i for i in self._vectors if wanted is None or i in wanted]
+        if not ids or k <= 0:
+            return []
+        scores = torch.stack([self._vectors[i] for i in ids]) @ query.detach().to("cpu", torch.float32)
+        best = scores.topk(min(k, len(ids)))
+        return [(ids[row], score) for score, row in zip(best.values.tolist(), best.indices.tolist(), strict=True)]
+
+    def __len__(self) -> int:
+        return len(self._vectors)
+
+
+def create_index(dim: int) -> Index:
+    """FAISS where it is installed, else the torch index, which is said in the log and in `kind`."""
+    if importlib.util.find_spec("faiss") is not None:
+        return VectorIndex(dim)
+    logger.warning("faiss is not installed: searching with the slower torch index")
+    return BruteIndex(dim)
+
+
+def _to_numpy(tensor: torch.Tensor) -> np.ndarray:
+    return np.ascontiguousarray(tensor.detach().to("cpu", torch.float32).numpy())

@@ -1,0 +1,50 @@
+"""Hits widened in time: what came after a thing is proved by the chunks that follow it, not by the chunk that shows it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from model_adapters.base import ChunkKV, Query
+from retrieval.base import Hit, Retriever
+from retrieval.timeline import Timeline
+
+
+class Neighbours(Retriever):
+    """A retriever whose hits bring the `before` and `after` chunks beside them in stream order, nearest first.
+
+    The best hit comes first with all its neighbours, then the next, until `top_k` is reached. A neighbour carries the score
+    of the hit that brought it. Neighbours obey `until_seconds` and `exclude` like hits.
+    """
+
+    def __init__(self, base: Retriever, before: int = 1, after: int = 1) -> None:
+        self.base = base
+        self.before = before
+        self.after = after
+        self.timeline = Timeline()
+
+    def add(self, chunk: ChunkKV) -> None:
+        self.timeline.add(chunk)
+        self.base.add(chunk)
+
+    def remove(self, chunk_ids: Collection[int]) -> None:
+        self.timeline.remove(chunk_ids)
+        self.base.remove(chunk_ids)
+
+    def search(self, query: Query, top_k: int, until_seconds: float, exclude: Collection[int] = ()) -> list[Hit]:
+        excluded = set(exclude)
+        order = self.timeline.allowed(until_seconds)
+        place = {chunk_id: at for at, chunk_id in enumerate(order)}
+        widened: dict[int, Hit] = {}
+        for hit in self.base.search(query, top_k, until_seconds, exclude):
+            # After comes before: the question that needs a neighbour is most often "what came after".
+            steps = sorted([*range(-self.before, 0), *range(1, self.after + 1)], key=lambda step: (abs(step), -step))
+            widened.setdefault(hit.chunk_id, hit)
+            for step in steps:
+                at = place[hit.chunk_id] + step
+                if 0 <= at < len(order) and order[at] not in excluded:
+                    widened.setdefault(order[at], self.timeline.hit(order[at], hit.score))
+        return list(widened.values())[: max(0, top_k)]
+
+    @property
+    def num_bytes(self) -> int:
+        return self.timeline.num_bytes + self.base.num_bytes

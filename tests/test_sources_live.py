@@ -1,0 +1,309 @@
+"""Live streams: RTSP, HLS and HTTP on this machine; what is slow, lost, refused or not allowed."""
+
+from __future__ import annotations
+
+import http.server
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+av = pytest.importorskip("av")
+
+from data.errors import SourceError  # noqa: E402
+from data.sources import LiveSource, connection, hosts, open_source  # noqa: E402  # noqa: E402
+from data.sources.timeline import Timeline  # noqa: E402
+from tests.video_files import PUBLISHER, write_video  # noqa: E402
+
+
+def free_port() -> int:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return server.getsockname()[1]
+
+
+def publish(url: str, num: int) -> subprocess.Popen[bytes]:
+    return subprocess.Popen([sys.executable, "-c", PUBLISHER, url, str(num)])
+
+
+@pytest.fixture
+def rtsp() -> Iterator[Callable[[int], str]]:
+    """A URL to which a program of its own publishes so many frames, 20 a second."""
+    running: list[subprocess.Popen[bytes]] = []
+
+    def start(num: int, port: int | None = None) -> str:
+        url = f"rtsp://127.0.0.1:{port or free_port()}/live"
+        running.append(publish(url, num))
+        return url
+
+    yield start
+    for program in running:
+        program.kill()
+        program.wait()
+
+
+def listen(url: str, **settings: object) -> LiveSource:
+    """A source that waits for its camera to call, so that no RTSP server is needed."""
+    options = {"rtsp_flags": "listen", "listen_timeout": "8"}
+    defaults: dict[str, object] = {"open_timeout_seconds": 8.0, "read_timeout_seconds": 3.0, "reconnect_attempts": 0}
+    return LiveSource(url, allow_private_hosts=True, options=options, **(defaults | settings))  # type: ignore[arg-type]
+
+
+class Handler(http.server.SimpleHTTPRequestHandler):
+    """Serves a folder, and some paths that misbehave."""
+
+    def log_message(self, *args: object) -> None: ...
+
+    def do_GET(self) -> None:
+        name = self.path.strip("/")
+        if name.startswith("locked"):
+            self.path = self.path.replace("locked/", "")
+            if self.headers.get("Authorization") == "Basic c29tZW9uZTpzZWNyZXQ=":
+                super().do_GET()
+            else:
+                self.send_error(401)
+        elif name in ("401", "403", "404", "500"):
+            self.send_error(int(name))
+        elif name.startswith("redirect"):
+            self.send_response(302)
+            self.send_header("Location", "http://user:secret@10.0.0.1/private.mp4")
+            self.end_headers()
+        elif name.startswith("hang"):
+            time.sleep(2.5)
+        else:
+            super().do_GET()
+
+
+@pytest.fixture
+def web(tmp_path: Path) -> Iterator[str]:
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), lambda *a: Handler(*a, directory=str(tmp_path)))
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_address[1]}"
+    server.shutdown()
+    server.server_close()
+
+
+def open_web(url: str, **settings: float) -> LiveSource:
+    source = open_source(url, allow_private_hosts=True, open_timeout_seconds=1.0, read_timeout_seconds=1.0, **settings)  # type: ignore[arg-type]
+    assert isinstance(source, LiveSource)
+    return source
+
+
+def write_hls(folder: Path, live: bool = False) -> Path:
+    options = {"hls_time": "1", "hls_list_size": "0"} | ({"hls_flags": "omit_endlist"} if live else {})
+    options |= {"hls_segment_filename": str(folder / "part%d.ts")}
+    return write_video(folder / "stream.m3u8", seconds=3, gop=10, format="hls", options=options)
+
+
+def test_rtsp_plays_in_order_to_its_end(rtsp: Callable[..., str]) -> None:
+    with listen(rtsp(24)) as source:
+        assert source.info.live and source.info.kind == "live" and source.info.codec == "h264"
+        frames = list(source.frames(10))
+    pts = [f.pts_seconds for f in frames]
+    assert 8 <= len(frames) <= 13 and pts[0] == pytest.approx(0.0, abs=0.06)
+    assert all(a < b for a, b in pairwise(pts)) and frames[0].data.shape == (3, 48, 64)
+    assert source.stats.state == "ended" and source.stats.frames_seen >= 20
+
+
+def test_rtsp_newest_frames_win_and_drops_are_counted(rtsp: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("data.sources.live.QUEUE_SECONDS", 0.5)
+    with listen(rtsp(40)) as source:
+        frames = source.frames(20)
+        next(frames)
+        time.sleep(1.2)  # 24 frames come, 10 may wait
+        rest = list(frames)
+    pts = [f.pts_seconds for f in rest]
+    assert source.stats.frames_dropped >= 5 and pts[-1] > 1.5 and all(a < b for a, b in pairwise(pts))
+    assert len(rest) + 1 + source.stats.frames_dropped >= 34
+
+
+def test_rtsp_reconnects_and_time_goes_on(rtsp: Callable[..., str]) -> None:
+    port = free_port()
+    with listen(rtsp(12, port), reconnect_attempts=1, backoff_seconds=0.1) as source:
+        frames = source.frames(10)
+        pts = [next(frames).pts_seconds for _ in range(4)]
+        threading.Timer(0.6, rtsp, args=(12, port)).start()
+        while not source.stats.reconnects or len(pts) < 9:
+            pts.append(next(frames).pts_seconds)
+    (lost, back), *_ = source.stats.gaps
+    assert source.stats.reconnects == 1 and back - lost > 0.3
+    assert all(a < b for a, b in pairwise(pts))
+
+
+def test_close_ends_a_silent_stream_at_once(rtsp: Callable[..., str]) -> None:
+    source = listen(rtsp(2000))
+    frames = source.frames(1)
+    next(frames)
+    threading.Timer(0.2, source.close).start()
+    started = time.monotonic()
+    list(frames)
+    assert time.monotonic() - started < 1.0
+
+
+def test_hls_plays_to_its_end(web: str, tmp_path: Path) -> None:
+    write_hls(tmp_path)
+    with open_web(f"{web}/stream.m3u8") as source:
+        assert not source.info.live
+        frames = list(source.frames(5))
+    assert len(frames) == 15 and frames[-1].pts_seconds == pytest.approx(2.8, abs=0.01)
+    assert source.stats.frames_dropped == 0 and source.stats.state == "ended"
+
+
+def test_hls_with_a_password(web: str, tmp_path: Path) -> None:
+    write_hls(tmp_path)
+    with open_web(web.replace("//", "//someone:secret@") + "/locked/stream.m3u8") as source:
+        assert len(list(source.frames(5))) == 15 and "secret" not in source.info.label
+    with pytest.raises(SourceError, match="user name and password"):
+        open_web(f"{web}/locked/stream.m3u8")
+
+
+def test_hls_parts_on_private_hosts_are_refused(web: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    playlist = write_hls(tmp_path)
+    playlist.write_text(playlist.read_text().replace("part", "http://10.0.0.1/part"))
+    monkeypatch.setattr(hosts, "is_public", lambda address: address == "127.0.0.1")
+    with pytest.raises(SourceError, match="private or local"):
+        LiveSource(f"{web}/stream.m3u8", open_timeout_seconds=2, read_timeout_seconds=2, reconnect_attempts=0)
+    playlist.write_text(
+        playlist.read_text().replace("http://10.0.0.1/part0", "part0").replace("http://10.0.0.1/part2", "part2")
+    )
+    with LiveSource(f"{web}/stream.m3u8", open_timeout_seconds=2, read_timeout_seconds=2) as source:
+        assert 9 <= len(list(source.frames(5))) <= 11
+    assert "private or local" in source.stats.warnings[0]
+
+
+def test_a_playlist_must_call_itself_one(web: str, tmp_path: Path) -> None:
+    write_hls(tmp_path).rename(tmp_path / "video.mp4")
+    with pytest.raises(SourceError, match="m3u8"):
+        open_web(f"{web}/video.mp4")
+
+
+def test_a_file_over_http_is_used_frame_by_frame(web: str, tmp_path: Path) -> None:
+    write_video(tmp_path / "a.mp4", options={"movflags": "faststart"})
+    with open_web(f"{web}/a.mp4") as source:
+        assert not source.info.live and source.info.duration_seconds == pytest.approx(4.0, abs=0.1)
+        frames = []
+        for frame in source.frames(10):
+            frames.append(frame)
+            time.sleep(0.005)
+    assert len(frames) == 40 and source.stats.frames_dropped == 0
+
+
+def test_live_hls_ends_when_its_playlist_is_closed(web: str, tmp_path: Path) -> None:
+    playlist = write_hls(tmp_path, live=True)
+    with open_web(f"{web}/stream.m3u8", reconnect_attempts=1) as source:
+        assert source.info.live and source.info.duration_seconds is None
+        frames = source.frames(5)
+        first = next(frames)
+        with playlist.open("a") as file:
+            file.write("#EXT-X-ENDLIST\n")
+        rest = list(frames)
+    assert first.pts_seconds == 0.0 and rest and source.stats.state == "ended"
+
+
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        ("401", "user name and password"),
+        ("403", "user name and password"),
+        ("404", "path"),
+        ("500", "answered with an error"),
+        ("redirect.mp4", "redirects to http://10.0.0.1/private.mp4"),
+        ("hang", "no answer in 1 s"),
+        ("text.mp4", "not a video stream"),
+        ("403/x.m3u8", "path"),
+        ("redirect.m3u8", "redirects to http://10.0.0.1/private.mp4"),
+        ("hang.m3u8", "no answer in 1 s"),
+    ],
+)
+def test_http_failures_are_one_clear_line_without_secrets(web: str, tmp_path: Path, path: str, words: str) -> None:
+    (tmp_path / "text.mp4").write_text("hello " * 1000)
+    url = web.replace("//", "//someone:secret@") + f"/{path}"
+    started = time.monotonic()
+    with pytest.raises(SourceError) as caught:
+        open_web(url)
+    text = str(caught.value)
+    assert words in text and "\n" not in text and "secret" not in text and "someone" not in text
+    assert time.monotonic() - started < 4
+
+
+@pytest.mark.parametrize("scheme", ["rtsp", "http"])
+def test_refused_and_hanging(scheme: str) -> None:
+    with pytest.raises(SourceError, match="refused"):
+        open_web(f"{scheme}://127.0.0.1:{free_port()}/x")
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        started = time.monotonic()
+        with pytest.raises(SourceError, match="no answer in 1 s"):
+            open_web(f"{scheme}://127.0.0.1:{server.getsockname()[1]}/x")
+        assert time.monotonic() - started < 3
+
+
+def test_rtsp_401() -> None:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+
+        def refuse() -> None:
+            peer, _ = server.accept()
+            with peer:
+                while request := peer.recv(4096):
+                    number = next(line.split(b":")[1] for line in request.split(b"\r\n") if line.startswith(b"CSeq"))
+                    peer.sendall(b"RTSP/1.0 401 Unauthorized\r\nCSeq:" + number + b"\r\n\r\n")
+
+        threading.Thread(target=refuse, daemon=True).start()
+        with pytest.raises(SourceError, match="user name and password"):
+            open_web(f"rtsp://127.0.0.1:{server.getsockname()[1]}/x")
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "127.0.0.1",
+        "localhost",
+        "[::1]",
+        "10.1.2.3",
+        "192.168.0.9",
+        "169.254.169.254",
+        "0.0.0.0",
+        "[::ffff:127.0.0.1]",
+        "100.64.0.1",
+    ],
+)
+@pytest.mark.parametrize("scheme", ["http", "rtsp"])
+def test_private_hosts_are_refused(host: str, scheme: str) -> None:
+    with pytest.raises(SourceError, match="allow"):
+        open_source(f"{scheme}://user:secret@{host}:1/x")
+
+
+def test_unknown_host_and_bad_urls() -> None:
+    with pytest.raises(SourceError, match="not known"):
+        open_source("http://nosuchhost.invalid/x")
+    for url in ("http:///x", "rtsp://host:99999/x", "http://ho st/"):
+        with pytest.raises(SourceError):
+            open_source(url)
+    assert hosts.is_public("8.8.8.8") and not hosts.is_public("224.0.0.1") and not hosts.is_public("64:ff9b::a00:1")
+    assert hosts.label_of("rtsp://u:p@cam.example:554/a?token=1") == "rtsp://cam.example:554/a?…"
+    assert "p@" not in repr(hosts.LiveURL("rtsp://u:p@h/", "rtsp://h/", "rtsp", "h", "/"))
+    assert connection.is_hls(hosts.LiveURL("", "", "https", "h", "/a/b.M3U8"))
+
+
+def test_timeline_never_runs_backwards() -> None:
+    line = Timeline()
+    assert line.place(None, 100.0) == 0.0 and line.place(None, 100.5) == 0.5
+    assert line.place(7.0, 101.0) == pytest.approx(1.0) and line.place(7.5, 101.4) == pytest.approx(1.5)
+    assert line.place(3.0, 102.0) == pytest.approx(2.0, abs=0.01)  # jumped back: by the wall clock
+    assert line.place(9000.0, 103.0) == pytest.approx(3.0, abs=0.01)  # jumped ahead
+    line.restart()
+    assert line.place(0.0, 120.0) == pytest.approx(20.0)
+    before = line.place(0.04, 120.0)
+    assert line.place(0.04, 120.0) > before
+    finite = Timeline(follow_clock=False)
+    assert [finite.place(t, 0.0) for t in (5.0, 6.0, 600.0)] == [0.0, 1.0, 595.0]

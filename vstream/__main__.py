@@ -1,0 +1,75 @@
+"""The command line: `python -m vstream ask | batch | doctor`."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from data.errors import VStreamError
+from vstream import commands
+from vstream.config import add_flags
+
+USAGE_ERROR = 2
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what was wrong in one line, without the usage text in front of it."""
+
+    def error(self, message: str) -> None:  # type: ignore[override]
+        self.exit(USAGE_ERROR, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = Parser(prog="python -m vstream", description="Watch a video stream and ask about any moment of it.")
+    commands_ = parser.add_subparsers(dest="command", required=True, parser_class=Parser)
+
+    ask = commands_.add_parser("ask", help="ask one question about a source")
+    ask.add_argument("source", help="a file, a URL, or world:?seed=7&seconds=600&speed=1")
+    ask.add_argument("question")
+    ask.add_argument("--at", type=float, metavar="SECONDS", help="stream time of the question; default: the end")
+    ask.add_argument("--json", action="store_true", help="print one JSON object")
+    _shared(ask)
+    ask.set_defaults(run=commands.ask)
+
+    batch = commands_.add_parser("batch", help="answer a table of questions about recorded videos")
+    batch.add_argument("questions", type=Path, help='JSON lines {"id", "video", "question"[, "at", "options"]}')
+    batch.add_argument("--out", type=Path, required=True, help="answers, as JSON lines; a second run resumes")
+    batch.add_argument("--engine", choices=("local",), default="local", help="where the work runs")
+    batch.add_argument("--workers", type=int, default=1, help="processes that share the videos")
+    batch.add_argument("--limit", type=int, default=None, help="answer only the first rows")
+    _shared(batch)
+    batch.set_defaults(run=commands.batch)
+
+    doctor = commands_.add_parser("doctor", help="say what works on this machine")
+    doctor.add_argument("--model", default=None, help="also load this model and say what it needs")
+    doctor.set_defaults(run=commands.doctor)
+    return parser
+
+
+def _shared(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", default="embedded", help="`embedded`, a checkpoint folder, or a hub id")
+    parser.add_argument("--memory", type=Path, metavar="DIR", help="folder for the disk tier; default: a temporary one")
+    parser.add_argument("--allow-private-hosts", action="store_true", help="let URLs point into the local network")
+    add_flags(parser)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command. Returns its exit code: 0, or 2 for a usage or input error, told in one line on stderr."""
+    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(levelname)s %(message)s")
+    args = build_parser().parse_args(argv)
+    run: Callable[[argparse.Namespace], int] = args.run
+    try:
+        return run(args)
+    except VStreamError as error:
+        sys.stderr.write(f"vstream {args.command}: {error}\n")
+        return USAGE_ERROR
+    except KeyboardInterrupt:
+        sys.stderr.write("\nstopped\n")
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

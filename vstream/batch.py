@@ -1,0 +1,208 @@
+"""Batch questions over recorded videos: one pass per video, questions in the order of their times, any row may fail alone."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from data.errors import QuestionError, VStreamError
+from data.sources import open_source
+from model_adapters.base import ModelAdapter
+from model_adapters.registry import load_adapter
+from vstream.config import SessionConfig
+from vstream.progress import Progress
+from vstream.recorded import Reel
+from vstream.session import StreamSession
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every row is answered with."""
+
+    model: str
+    config: SessionConfig
+    folder: Path | None = None
+    allow_private_hosts: bool = False
+
+    @property
+    def hash(self) -> str:
+        """Tells answers of different models and settings apart."""
+        return hashlib.sha256(json.dumps([self.model, asdict(self.config)]).encode()).hexdigest()[:12]
+
+
+def run(questions: Path, out: Path, job: Job, workers: int = 1, limit: int | None = None) -> tuple[int, int]:
+    """Answer all rows of `questions` into `out`. Returns (failed, total).
+
+    Finished rows are appended as they come, so that a run that was stopped resumes; at the end the file is put into the
+    order of the questions. Raises QuestionError where a file cannot be used at all.
+    """
+    if workers < 1:
+        raise QuestionError(f"--workers is {workers}; give at least 1")
+    rows = list(read_questions(questions))[:limit]
+    done = read_answers(out, job)
+    open_rows = [row for row in rows if row["key"] not in done]
+    with Progress("answering", len(rows), "rows") as progress, _appending(out) as file:
+        for answer in _answers(open_rows, job, workers):
+            done[answer["key"]] = answer
+            file.write(json.dumps(answer) + "\n")
+            file.flush()
+            progress.update(len(done))
+    ordered = [done[row["key"]] for row in rows]
+    temporary = out.with_name(out.name + ".tmp")
+    temporary.write_text("".join(json.dumps(row) + "\n" for row in ordered))
+    os.replace(temporary, out)
+    return sum("error" in row for row in ordered), len(ordered)
+
+
+def _appending(out: Path):
+    try:
+        return out.open("a")
+    except OSError as error:
+        raise QuestionError(f"{out} cannot be written: {error.strerror}; choose another --out") from error
+
+
+def read_questions(path: Path) -> Iterator[Row]:
+    """The rows of a JSON-lines file. A row that cannot be used carries an `error`; QuestionError if there is no file."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise QuestionError(f"{path} cannot be read as text; give a file of JSON lines") from error
+    seen: set[str] = set()
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        row, wrong = _parsed(line)
+        identity = str(row.get("id", f"line {number}"))
+        key = identity
+        if key in seen:
+            key, wrong = f"{identity} (line {number})", wrong or "the id is used twice; give every row its own"
+        seen.add(key)
+        yield {**row, "id": row.get("id", identity), "key": key} | ({"error": wrong} if wrong else {})
+
+
+def _parsed(line: str) -> tuple[Row, str | None]:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        return {}, f"the line is not JSON ({error})"
+    if not isinstance(row, dict):
+        return {}, "the line is not a JSON object"
+    for name in ("video", "question"):
+        if not isinstance(row.get(name), str):
+            return row, f"{name!r} is missing or no text"
+    at = row.get("at")
+    if at is not None and (isinstance(at, bool) or not isinstance(at, int | float) or not 0 <= at < math.inf):
+        return row, f"'at' is {at!r}; give seconds from 0 on"
+    options = row.get("options")
+    if options is not None and not (
+        isinstance(options, list) and len(options) > 1 and all(isinstance(o, str) for o in options)
+    ):
+        return row, "'options' is no list of at least two texts"
+    return row, None
+
+
+def read_answers(out: Path, job: Job) -> dict[str, Row]:
+    """Answers of an earlier run, by key; failed rows are tried again. A torn last line is dropped."""
+    if not out.exists():
+        return {}
+    done: dict[str, Row] = {}
+    lines = out.read_text().splitlines()
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            if number == len(lines):
+                break
+            raise QuestionError(f"line {number} of {out} is not JSON; delete the file or choose another --out") from error
+        if row.get("config") != job.hash:
+            raise QuestionError(f"{out} holds answers of another model or other settings; delete it or choose another --out")
+        if "error" not in row:
+            done[row["key"]] = row
+    return done
+
+
+def _answers(rows: list[Row], job: Job, workers: int) -> Iterator[Row]:
+    for row in rows:
+        if "error" in row:
+            yield _finished(row, job, {"answer": None, "error": row["error"]})
+    videos: dict[str, list[Row]] = {}
+    for row in rows:
+        if "error" not in row:
+            videos.setdefault(row["video"], []).append(row)
+    if workers == 1 or len(videos) < 2:
+        for video, asked in videos.items():
+            yield from answer_video(video, asked, job)
+        return
+    with ProcessPoolExecutor(min(workers, len(videos)), mp_context=get_context("spawn")) as pool:
+        futures = [pool.submit(_answered_video, video, asked, job) for video, asked in videos.items()]
+        for future in as_completed(futures):
+            yield from future.result()
+
+
+def _answered_video(video: str, rows: list[Row], job: Job) -> list[Row]:
+    return list(answer_video(video, rows, job))
+
+
+@lru_cache(maxsize=1)
+def _adapter(model: str) -> ModelAdapter:
+    """One model per process, loaded at its first row."""
+    return load_adapter(model)
+
+
+def answer_video(video: str, rows: list[Row], job: Job) -> Iterator[Row]:
+    """Answer all questions about one video in one pass. A failure is told in the rows that it concerns."""
+    waiting = sorted(rows, key=lambda row: math.inf if row.get("at") is None else row["at"])
+    try:
+        adapter = _adapter(job.model)
+        with (
+            open_source(video, allow_private_hosts=job.allow_private_hosts) as source,
+            StreamSession(adapter, job.config, folder=job.folder) as session,
+        ):
+            reel = Reel(session, source.frames(job.config.fps))
+            while waiting:
+                row = waiting[0]
+                at = row.get("at")
+                reel.watch_until(math.inf if at is None else at)
+                answer = _answered(session, row, at)
+                if source.stats.warnings:
+                    answer["warnings"] = list(source.stats.warnings)
+                waiting.pop(0)
+                yield _finished(row, job, answer)
+    except VStreamError as error:
+        for row in waiting:
+            yield _finished(row, job, {"answer": None, "error": str(error)})
+
+
+def _answered(session: StreamSession, row: Row, at: float | None) -> Row:
+    try:
+        if row.get("options"):
+            answer, choice = session.choose(row["question"], row["options"], at)
+            extra = {"choice": choice}
+        else:
+            answer, extra = session.answer(row["question"], at), {}
+    except QuestionError as error:
+        return {"answer": None, "error": str(error)}
+    return {
+        "answer": answer.text,
+        **extra,
+        "asked_at_seconds": round(answer.asked_at_seconds, 3),
+        "evidence": [asdict(e) for e in answer.evidence],
+        "ttft_seconds": round(answer.ttft_seconds, 4),
+        "num_context_tokens": answer.num_context_tokens,
+    }
+
+
+def _finished(row: Row, job: Job, answer: Row) -> Row:
+    kept: Row = {name: row[name] for name in ("id", "video", "question", "at", "options", "key") if name in row}
+    return {**kept, **answer, "model": job.model, "config": job.hash}

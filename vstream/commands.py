@@ -1,0 +1,131 @@
+"""What each command of `python -m vstream` does. Answers go to stdout, progress and warnings to stderr."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from dataclasses import asdict
+from importlib.metadata import version
+
+from data.errors import AdapterError, QuestionError
+from data.sources import Source, check, open_source
+from model_adapters.base import ModelAdapter
+from model_adapters.registry import EMBEDDED, load_adapter
+from vstream import batch as batch_
+from vstream.answer import Answer, checked_question
+from vstream.config import SessionConfig, from_flags
+from vstream.progress import Progress
+from vstream.recorded import Reel
+from vstream.session import StreamSession
+
+
+def ask(args: argparse.Namespace) -> int:
+    """Watch the source up to `--at` and answer one question."""
+    question = checked_question(args.question)
+    config = from_flags(args)
+    at = check_time(args.at)
+    with open_source(args.source, allow_private_hosts=args.allow_private_hosts) as source:
+        adapter = load_adapter(args.model)
+        with StreamSession(adapter, config, folder=args.memory) as session:
+            end = until(source, config, at)
+            watch(session, source, end)
+            answer = session.answer(question, at)
+            for warning in source.stats.warnings:
+                sys.stderr.write(f"warning: {warning}\n")
+            if args.json:
+                print(json.dumps(answer_row(answer, session)))
+            else:
+                print_answer(answer)
+    return 0
+
+
+def check_time(at: float | None) -> float | None:
+    """`at`, if it can be a time of a stream. Raises QuestionError."""
+    if at is not None and not 0 <= at < math.inf:
+        raise QuestionError(f"{at:g} s is before the start; ask for a time from 0 s on")
+    return at
+
+
+def until(source: Source, config: SessionConfig, at: float | None) -> float:
+    """How far to watch: to `at`; else to the end, or one window of a stream that has none."""
+    if at is not None:
+        return at
+    endless = source.info.live and source.info.duration_seconds is None
+    if endless:
+        sys.stderr.write(
+            f"this stream has no end: answering after {config.window_seconds:g} s of it; --at SECONDS watches longer\n"
+        )
+    return config.window_seconds if endless else math.inf
+
+
+def watch(session: StreamSession, source: Source, end: float) -> None:
+    """Feed the session up to stream time `end`, with a progress bar."""
+    total = end if math.isfinite(end) else source.info.duration_seconds
+    with Progress("watching", total) as progress:
+        Reel(session, source.frames(session.config.fps)).watch_until(end, progress.update)
+
+
+def answer_row(answer: Answer, session: StreamSession) -> dict[str, object]:
+    """The object that `--json` and batch print."""
+    return {
+        "answer": answer.text,
+        "asked_at_seconds": round(answer.asked_at_seconds, 3),
+        "evidence": [asdict(e) for e in answer.evidence],
+        "ttft_seconds": round(answer.ttft_seconds, 4),
+        "num_seen_tokens": session.stats.num_seen_tokens,
+        "num_kept_tokens": session.stats.num_kept_tokens,
+        "num_context_tokens": answer.num_context_tokens,
+        "model": session.adapter.info.name,
+    }
+
+
+def print_answer(answer: Answer) -> None:
+    print(answer.text)
+    for e in answer.evidence:
+        print(f"  [{e.start_seconds:.0f}–{e.end_seconds:.0f} s] score {e.score:.2f}, from {e.tier}")
+
+
+def batch(args: argparse.Namespace) -> int:
+    """Answer a table of questions; bad rows are told in the output and stop nothing."""
+    job = batch_.Job(args.model, from_flags(args), args.memory, args.allow_private_hosts)
+    failed, total = batch_.run(args.questions, args.out, job, args.workers, args.limit)
+    sys.stderr.write(f"{total - failed} of {total} rows answered, in {args.out}\n")
+    return 0
+
+
+def doctor(args: argparse.Namespace) -> int:
+    """Print what works on this machine, one line each; with --model, what the model is and needs."""
+    import torch
+
+    from retrieval.index import create_index
+
+    rows = [
+        ("python", True, sys.version.split()[0]),
+        ("torch", True, f"{torch.__version__}, {torch.get_num_threads()} threads"),
+        ("transformers", True, version("transformers")),
+        (
+            "cuda",
+            torch.cuda.is_available(),
+            torch.cuda.get_device_name(0) if torch.cuda.is_available() else "none: runs on the CPU",
+        ),
+        ("index", True, create_index(8).kind),
+        *check(),
+    ]
+    try:
+        rows.append(("model", True, describe(load_adapter(args.model or EMBEDDED))))
+    except AdapterError as error:
+        rows.append(("model", False, str(error)))
+    for name, works, detail in rows:
+        print(f"{'ok ' if works else '-- '} {name:<18} {detail}")
+    return 0
+
+
+def describe(adapter: ModelAdapter) -> str:
+    """One line: what a model is and what its memory costs."""
+    info = adapter.info
+    return (
+        f"{info.name}: {info.family}, {info.num_layers} layers, {info.num_kv_heads} KV heads of {info.head_dim},"
+        f" {str(info.dtype).removeprefix('torch.')} on {adapter.device}, {info.kv_bytes_per_token} bytes of KV per token"
+    )

@@ -1,0 +1,122 @@
+"""From a chunk to memory: resize, drop, embed, prefill behind the window, store, index."""
+
+from __future__ import annotations
+
+import io
+from collections import deque
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from data.frames import Chunk
+from memory.base import Bank
+from model_adapters.base import ChunkKV, KVContext, ModelAdapter
+from retrieval.base import Retriever
+from vstream.config import SessionConfig
+from vstream.token_drop import create_token_drop
+
+SINK_ID = -1
+PARTIAL_ID = -2
+"""Ids of what is never stored: the sink, and the unfinished chunk at the moment of a question."""
+THUMBNAIL_SIDE = 128
+
+
+@dataclass(frozen=True)
+class ChunkRecord:
+    """What the timeline knows of a chunk without loading its KV.
+
+    keep: bool [slots, rows, columns], the cells that were kept. thumbnail: a small JPEG of its first frame.
+    """
+
+    chunk_id: int
+    start_seconds: float
+    end_seconds: float
+    last_pts_seconds: float
+    num_tokens: int
+    keep: np.ndarray
+    thumbnail: bytes
+
+    @property
+    def num_seen_tokens(self) -> int:
+        return self.keep.size
+
+    @property
+    def num_kept_tokens(self) -> int:
+        return int(self.keep.sum())
+
+    @property
+    def drop_ratio(self) -> float:
+        return 1 - self.num_kept_tokens / self.num_seen_tokens
+
+
+class Ingest:
+    """The frame path of one stream. `add` is called from one thread; `window` and `sink` are read by answers."""
+
+    def __init__(self, adapter: ModelAdapter, config: SessionConfig, bank: Bank, retriever: Retriever) -> None:
+        self.adapter = adapter
+        self.config = config
+        self.bank = bank
+        self.retriever = retriever
+        self.drop = create_token_drop(config, adapter.cell, adapter.frames_per_slot)
+        self.window: deque[ChunkKV] = deque()
+        self.live = adapter.new_context(1024)
+        run = adapter.sink_run()
+        keys, values = adapter.extend(self.live, run)
+        self.sink = ChunkKV(SINK_ID, keys, values, run.position_ids, run.span, 0.0, 0.0)
+
+    def add(self, chunk: Chunk) -> tuple[ChunkRecord, list[int]]:
+        """Encode and store one chunk. Returns its record and the ids of chunks that memory dropped to make room."""
+        kv, keep = self._encode(chunk, self.live, peek=False)
+        dropped = self.bank.put(kv)
+        self.retriever.remove(dropped)
+        self.retriever.add(kv)
+        self._slide(kv)
+        record = ChunkRecord(
+            chunk_id=chunk.chunk_id,
+            start_seconds=chunk.start_seconds,
+            end_seconds=chunk.end_seconds,
+            last_pts_seconds=chunk.pts_seconds[-1],
+            num_tokens=kv.num_tokens,
+            keep=keep,
+            thumbnail=thumbnail(chunk.frames[0]),
+        )
+        return record, dropped
+
+    def partial(self, chunk: Chunk) -> ChunkKV:
+        """The KV of an unfinished chunk, for one question; nothing that is stored changes."""
+        return self._encode(chunk, self.live.fork(), peek=True)[0]
+
+    def _encode(self, chunk: Chunk, context: KVContext, peek: bool) -> tuple[ChunkKV, np.ndarray]:
+        adapter = self.adapter
+        picture = adapter.picture(chunk)
+        decide = self.drop.peek if peek else self.drop.keep
+        keep, visual = decide(picture, lambda: adapter.embed(picture))
+        slots = len(picture) // adapter.frames_per_slot
+        grid = (slots, picture.shape[2] // adapter.cell, picture.shape[3] // adapter.cell)
+        run = adapter.chunk_run(chunk, grid, keep, visual)
+        keys, values = adapter.extend(context, run)
+        chunk_id = PARTIAL_ID if peek else chunk.chunk_id
+        kv = ChunkKV(chunk_id, keys, values, run.position_ids, run.span, chunk.start_seconds, chunk.end_seconds)
+        return kv, keep.view(grid).numpy()
+
+    def _slide(self, newest: ChunkKV) -> None:
+        """Move the window forward. What stays is given small positions again, so that they never grow."""
+        self.window.append(newest)
+        start = newest.end_seconds - self.config.window_seconds - 1e-6
+        size = len(self.window)
+        while self.window and self.window[0].start_seconds < start:
+            self.window.popleft()
+        if len(self.window) < size:
+            num_tokens = self.sink.num_tokens + sum(kv.num_tokens for kv in self.window)
+            self.live = self.adapter.new_context(2 * num_tokens)
+            self.adapter.append(self.live, [self.sink, *self.window])
+
+
+def thumbnail(frame: np.ndarray) -> bytes:
+    """A JPEG of at most 128 x 128 pixels. frame: uint8 [3, H, W]."""
+    image = Image.fromarray(np.ascontiguousarray(frame.transpose(1, 2, 0)))
+    image.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=70)
+    return buffer.getvalue()

@@ -1,0 +1,158 @@
+"""A stream session: feed it frames, ask it questions. One session per stream; many sessions may share one model."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+
+from data.errors import QuestionError
+from data.frames import PTS_TOLERANCE_SECONDS, Chunk, Chunker, Frame, sample
+from memory import MemoryBank
+from model_adapters.base import ModelAdapter
+from retrieval.compose import compose_retriever
+from vstream.answer import Answer, Answerer, View, checked_question
+from vstream.config import SessionConfig
+from vstream.ingest import ChunkRecord, Ingest
+from vstream.stats import Stats
+from vstream.turns import Turns
+
+
+class StreamSession:
+    """Watches one stream in bounded memory and answers about any moment of it.
+
+    One thread feeds; any number of threads may ask at the same time. `turns` is shared by all sessions of one model.
+    `folder` is where the disk tier lies; without it a temporary folder is used and removed at `close`.
+    """
+
+    def __init__(
+        self,
+        adapter: ModelAdapter,
+        config: SessionConfig | None = None,
+        *,
+        turns: Turns | None = None,
+        folder: Path | None = None,
+    ) -> None:
+        self.adapter = adapter
+        self.config = config or SessionConfig()
+        self.turns = turns or Turns()
+        c = self.config
+        self.bank = MemoryBank(adapter.device, c.gpu_bytes, c.ram_bytes, c.disk_bytes, folder)
+        self.retriever = compose_retriever(c.retrieval, c.gate)
+        with self.turns.ingest():
+            self.ingest = Ingest(adapter, c, self.bank, self.retriever)
+        self.answerer = Answerer(adapter, c, self.bank, self.retriever, self.turns)
+        self.chunker = Chunker(c.fps, c.chunk_seconds)
+        self.stats = Stats()
+        self._records: dict[int, ChunkRecord] = {}
+        self._now: float | None = None
+        self._lock = threading.RLock()
+        """Guards what a question looks at while frames come in: records, window, chunker, now."""
+
+    def feed(self, frames: Iterable[Frame]) -> Iterator[ChunkRecord]:
+        """Watch frames in stream order; yields the record of every chunk as it is stored. Lazy: iterate it to make it run."""
+        for frame in sample(frames, self.config.fps):
+            yield from self.push(frame)
+
+    def push(self, frame: Frame) -> list[ChunkRecord]:
+        """Watch one frame that is already sampled to `fps`. Returns the records of the chunks it completed."""
+        with self._lock:
+            chunks = self.chunker.push(frame)
+            self._now = frame.pts_seconds
+        self.stats.num_frames += 1
+        return [self._store(chunk) for chunk in chunks]
+
+    def finish(self) -> list[ChunkRecord]:
+        """The stream has ended: store its last, unfinished chunk."""
+        return [self._store(chunk) for chunk in self.chunker.flush()]
+
+    def _store(self, chunk: Chunk) -> ChunkRecord:
+        with self.turns.ingest(), self._lock:
+            record, dropped = self.ingest.add(chunk)
+            self._records[record.chunk_id] = record
+            for chunk_id in dropped:
+                self._records.pop(chunk_id, None)
+            self.stats.count(record)
+        return record
+
+    def ask(self, question: str, at: float | None = None, turns: Sequence[tuple[str, str]] = ()) -> Iterator[Answer]:
+        """Ask about the stream as it was at stream time `at` (default: now). Yields the growing answer; close to cancel.
+
+        turns: earlier (question, answer) pairs of the dialogue. Raises QuestionError for an empty or over-long question
+        and for a time outside what has been watched.
+        """
+        question = checked_question(question)
+        with self.turns.answer(), self._lock:
+            view = self._view(at)
+        for answer in self.answerer.answer(question, self.ingest.sink, view, turns):
+            if answer.done:
+                self.stats.answered(answer)
+            yield answer
+
+    def answer(self, question: str, at: float | None = None) -> Answer:
+        """The finished answer to `question`."""
+        *_, last = self.ask(question, at)
+        return last
+
+    def choose(self, question: str, options: Sequence[str], at: float | None = None) -> tuple[Answer, int]:
+        """The option that the model finds likeliest as the answer, and its number. Raises QuestionError as `ask` does."""
+        question = checked_question(question)
+        with self.turns.answer(), self._lock:
+            view = self._view(at)
+        answer, choice = self.answerer.choose(question, options, self.ingest.sink, view)
+        self.stats.answered(answer)
+        return answer, choice
+
+    def _view(self, at: float | None) -> View:
+        if self._now is None:
+            raise QuestionError("nothing has been watched yet; wait for the first frame")
+        now = self._now
+        at = now if at is None else at
+        if not 0 <= at <= now + self.config.chunk_seconds + PTS_TOLERANCE_SECONDS:
+            raise QuestionError(f"{at:g} s is outside of what has been watched; ask for a time from 0 to {now:g} s")
+        recent = self._recent(at)
+        until = recent[0].end_seconds if recent else 0.0
+        start = until - self.config.window_seconds - 1e-6
+        ids = {r.chunk_id for r in recent if r.start_seconds >= start}
+        held = {kv.chunk_id: kv for kv in self.ingest.window}
+        missing = self.bank.get(sorted(ids - held.keys()))
+        window = sorted([*(kv for i, kv in held.items() if i in ids), *missing], key=lambda kv: kv.start_seconds)
+        partial = self.chunker.partial(at) if at >= now - self.config.chunk_seconds else None
+        return View(at, until, tuple(window), self.ingest.partial(partial) if partial else None)
+
+    def _recent(self, at: float) -> list[ChunkRecord]:
+        """Records of chunks that were complete at `at` and may be in its window, newest first. Looks at no older ones."""
+        recent: list[ChunkRecord] = []
+        for record in reversed(self._records.values()):
+            if record.last_pts_seconds > at + PTS_TOLERANCE_SECONDS:
+                continue
+            if recent and record.start_seconds < recent[0].end_seconds - self.config.window_seconds - 1e-6:
+                break
+            recent.append(record)
+        return recent
+
+    @property
+    def now_seconds(self) -> float:
+        """Stream time of the newest frame; 0 before the first."""
+        return self._now or 0.0
+
+    @property
+    def timeline(self) -> list[ChunkRecord]:
+        """The records of all stored chunks, in stream order."""
+        with self._lock:
+            return sorted(self._records.values(), key=lambda r: r.start_seconds)
+
+    def record(self, chunk_id: int) -> ChunkRecord | None:
+        """The record of one chunk, if it is still stored."""
+        return self._records.get(chunk_id)
+
+    def close(self) -> None:
+        """Free the memory. Idempotent."""
+        self.bank.close()
+
+    def __enter__(self) -> StreamSession:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()

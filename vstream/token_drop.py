@@ -1,0 +1,153 @@
+"""Differential token dropping, before the language model: prefill, KV and index shrink with what does not change.
+
+Pixel level compares the resized pictures before the vision tower, so that an unchanged chunk never reaches it. Feature
+level compares merged embeddings. Idea: TimeChat-Online (arXiv 2504.17343); the last-kept reference is ours.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+
+from data.change import ChangeDetector
+from model_adapters.base import VisualTokens
+from vstream.config import SessionConfig
+
+PIXEL_THRESHOLD = 0.03
+"""Mean absolute difference in [0, 1]; encoder noise stays below a third of it, a passing edge above it."""
+FEATURE_THRESHOLD = 0.1
+"""1 - cosine of merged embeddings."""
+SCENE_CUT = 0.75
+"""A chunk in which this share of cells changed is a new scene, and is kept whole."""
+CALIBRATION_CHUNKS = 32
+"""Chunks whose changes are collected before a target drop ratio is turned into a threshold."""
+
+Embed = Callable[[], VisualTokens]
+Kept = tuple[torch.Tensor, VisualTokens | None]
+"""A bool mask [N] over a chunk's merged tokens, and the tokens if the tower ran."""
+
+
+class TokenDrop(ABC):
+    """Decides, chunk by chunk, which visual tokens are kept. Holds the reference of one stream."""
+
+    @abstractmethod
+    def keep(self, picture: torch.Tensor, embed: Embed) -> Kept:
+        """Decide on the next chunk. picture: uint8 [T, 3, h, w]; `embed` runs the tower, and is called only if needed."""
+
+    @abstractmethod
+    def peek(self, picture: torch.Tensor, embed: Embed) -> Kept:
+        """What `keep` would keep, leaving the reference as it is."""
+
+
+class KeepAll(TokenDrop):
+    """Drops nothing: the spec and the baseline."""
+
+    def keep(self, picture: torch.Tensor, embed: Embed) -> Kept:
+        visual = embed()
+        return torch.ones(len(visual.embeds), dtype=torch.bool), visual
+
+    peek = keep
+
+
+class Threshold:
+    """A fixed threshold, or one that is calibrated to a target drop ratio on the stream's first chunks and then frozen."""
+
+    def __init__(self, start: float, target: float | None) -> None:
+        self.value = start
+        self.target = target
+        self._seen: list[torch.Tensor] = []
+
+    def observe(self, change: torch.Tensor) -> None:
+        """Take the changes of one chunk's cells into the calibration, while it runs."""
+        if self.target is None:
+            return
+        self._seen.append(change.flatten().cpu())
+        if len(self._seen) == CALIBRATION_CHUNKS:
+            self.value = float(torch.cat(self._seen).quantile(self.target))
+            self.target, self._seen = None, []
+
+
+class PixelDrop(TokenDrop):
+    """Drops cells whose pixels did not change, slot by slot, before the vision tower."""
+
+    def __init__(self, cell: int, frames_per_slot: int, threshold: Threshold, reference: str, key_every: int) -> None:
+        self.frames_per_slot = frames_per_slot
+        self.threshold = threshold
+        self.key_every = key_every
+        self.detector = ChangeDetector(cell, threshold.value, reference)
+        self._chunks = 0
+
+    def keep(self, picture: torch.Tensor, embed: Embed) -> Kept:
+        whole = self._chunks % self.key_every == 0
+        masks = []
+        for slot in picture.split(self.frames_per_slot):
+            change = self.detector.change(slot)
+            if self._chunks:
+                self.threshold.observe(change)
+            kept = change > self.threshold.value
+            if whole or kept.float().mean() >= SCENE_CUT:
+                kept = torch.ones_like(kept)
+            self.detector.update(slot, kept)
+            masks.append(kept.flatten())
+        self._chunks += 1
+        return _with_tokens(torch.cat(masks), embed)
+
+    def peek(self, picture: torch.Tensor, embed: Embed) -> Kept:
+        kept = [(self.detector.change(slot) > self.threshold.value).flatten() for slot in picture.split(self.frames_per_slot)]
+        return _with_tokens(torch.cat(kept), embed)
+
+
+class FeatureDrop(TokenDrop):
+    """Drops merged tokens whose embedding did not turn. One slot's tokens are compared with the same cells' reference."""
+
+    def __init__(self, threshold: Threshold, reference: str, key_every: int) -> None:
+        self.threshold = threshold
+        self.reference = reference
+        self.key_every = key_every
+        self._held: torch.Tensor | None = None
+        self._chunks = 0
+
+    def keep(self, picture: torch.Tensor, embed: Embed) -> Kept:
+        visual = embed()
+        whole = self._chunks % self.key_every == 0
+        masks = []
+        for tokens in visual.embeds.float().split(visual.grid[1] * visual.grid[2]):
+            change = self._change(tokens)
+            if self._chunks:
+                self.threshold.observe(change)
+            kept = change > self.threshold.value
+            if whole or kept.float().mean() >= SCENE_CUT:
+                kept = torch.ones_like(kept)
+            fresh = self.reference == "previous" or self._held is None or self._held.shape != tokens.shape
+            self._held = tokens if fresh else torch.where(kept[:, None], tokens, self._held)  # type: ignore[arg-type]
+            masks.append(kept)
+        self._chunks += 1
+        return torch.cat(masks).cpu(), visual
+
+    def peek(self, picture: torch.Tensor, embed: Embed) -> Kept:
+        visual = embed()
+        slots = visual.embeds.float().split(visual.grid[1] * visual.grid[2])
+        return torch.cat([self._change(tokens) > self.threshold.value for tokens in slots]).cpu(), visual
+
+    def _change(self, tokens: torch.Tensor) -> torch.Tensor:
+        if self._held is None or self._held.shape != tokens.shape:
+            return torch.full((len(tokens),), 2.0, device=tokens.device)
+        return 1 - F.cosine_similarity(tokens, self._held, dim=-1)
+
+
+def _with_tokens(kept: torch.Tensor, embed: Embed) -> Kept:
+    return kept.cpu(), embed() if kept.any() else None
+
+
+def create_token_drop(config: SessionConfig, cell: int, frames_per_slot: int) -> TokenDrop:
+    """The policy that `config.drop` names. cell: side of a merged token in pixels."""
+    if config.drop == "off":
+        return KeepAll()
+    default = PIXEL_THRESHOLD if config.drop == "pixel" else FEATURE_THRESHOLD
+    threshold = Threshold(default if config.drop_threshold is None else config.drop_threshold, config.drop_target)
+    if config.drop == "pixel":
+        return PixelDrop(cell, frames_per_slot, threshold, config.drop_reference, config.key_every)
+    return FeatureDrop(threshold, config.drop_reference, config.key_every)

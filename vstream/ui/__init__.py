@@ -1,0 +1,1 @@
+"""The page: what it shows (pure functions), the streams behind its browser tabs (`studio`), and its layout (`page`)."""

@@ -1,0 +1,117 @@
+"""The stage and the telemetry strip as HTML: the newest frame or a past moment, the state badge, and the figures."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass, field
+
+import numpy as np
+from PIL import Image
+
+from vstream.ui.text import clock, count, escaped, jpeg_uri, percent, size
+
+STATES = ("idle", "opening", "live", "paused", "reconnecting", "ended", "failed", "closed")
+STAGE_HEIGHT = 340
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What the page says about a stream right now. num_bytes: per tier name. error: the line that ended the stream."""
+
+    state: str = "idle"
+    label: str = ""
+    now_seconds: float = 0.0
+    lag_seconds: float = 0.0
+    fps: float = 0.0
+    num_dropped_frames: int = 0
+    num_kept_tokens: int = 0
+    num_seen_tokens: int = 0
+    num_chunks: int = 0
+    num_bytes: dict[str, int] = field(default_factory=dict)
+    ttft_seconds: float = 0.0
+    tokens_per_second: float = 0.0
+    error: str = ""
+    warning: str = ""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A JPEG on the stage. keep: bool [rows, columns], the cells that were kept, drawn over it. caption: what it is."""
+
+    jpeg: bytes
+    caption: str
+    keep: np.ndarray | None = None
+
+
+def badge_html(snapshot: Snapshot) -> str:
+    state = snapshot.state if snapshot.state in STATES else "idle"
+    return f'<span class="vs-badge vs-state-{state}" role="status">{state}</span>'
+
+
+def stage_html(snapshot: Snapshot, picture: Picture | None, moment: bool = False) -> str:
+    """moment: whether `picture` is a past moment rather than the newest frame."""
+    if moment:
+        badge = f'{badge_html(snapshot)}<span class="vs-badge vs-state-moment">moment</span>'
+    else:
+        badge = badge_html(snapshot)
+    label = f'<span class="vs-label" title="{escaped(snapshot.label)}">{escaped(snapshot.label)}</span>'
+    body = _picture_html(picture) if picture else f'<p class="vs-empty">{escaped(_waiting(snapshot))}</p>'
+    caption = picture.caption if picture else ""
+    problem = snapshot.error or snapshot.warning
+    note = f'<p class="vs-notice" role="alert">{escaped(problem)}</p>' if problem else ""
+    return (
+        f'<figure class="vs-stage"><div class="vs-stage-head">{badge}{label}</div><div class="vs-screen">{body}</div>'
+        f"<figcaption>{escaped(caption)}</figcaption>{note}</figure>"
+    )
+
+
+def _waiting(snapshot: Snapshot) -> str:
+    if snapshot.state == "closed":
+        return "This page has lost its stream. Reload it to begin again."
+    return "Choose a source and start it." if snapshot.state in ("idle", "ended", "failed") else "Waiting for the first frame…"
+
+
+def _picture_html(picture: Picture) -> str:
+    with Image.open(io.BytesIO(picture.jpeg)) as image:
+        width, height = image.size
+    cells, switch = "", ""
+    if picture.keep is not None:
+        switch = '<label class="vs-cells-switch"><input type="checkbox" checked> kept cells</label>'
+        cells = kept_cells_svg(picture.keep)
+    style = f"aspect-ratio:{width}/{height};width:min(100%,{STAGE_HEIGHT * width / height:.0f}px)"
+    return f'{switch}<div class="vs-picture" style="{style}"><img src="{jpeg_uri(picture.jpeg)}" alt="{escaped(picture.caption)}">{cells}</div>'
+
+
+def kept_cells_svg(keep: np.ndarray) -> str:
+    """Dropped cells veiled, kept ones framed. keep: bool [rows, columns]."""
+    rows, columns = keep.shape
+    drawn = "".join(
+        f'<rect class="{"kept" if keep[row, column] else "dropped"}" x="{column}" y="{row}" width="1" height="1"/>'
+        for row in range(rows)
+        for column in range(columns)
+    )
+    return f'<svg class="vs-cells" viewBox="0 0 {columns} {rows}" preserveAspectRatio="none" aria-hidden="true">{drawn}</svg>'
+
+
+def telemetry_html(snapshot: Snapshot, tier_names: dict[str, str]) -> str:
+    """The strip of figures. tier_names: from a tier's name in the bank to what the page calls it."""
+    s = snapshot
+    kept = percent(s.num_kept_tokens / s.num_seen_tokens) if s.num_seen_tokens else "–"
+    figures = [
+        ("stream time", clock(s.now_seconds)),
+        ("lag", f"{s.lag_seconds:.1f} s"),
+        ("fps in", f"{s.fps:.1f}"),
+        ("frames dropped", count(s.num_dropped_frames)),
+        ("chunks", count(s.num_chunks)),
+        ("tokens kept / seen", f"{count(s.num_kept_tokens)} / {count(s.num_seen_tokens)} ({kept})"),
+        *((f"in {tier_names.get(tier, tier)}", size(num)) for tier, num in s.num_bytes.items()),
+        ("first token", f"{s.ttft_seconds:.2f} s" if s.ttft_seconds else "–"),
+        ("tokens/s", f"{s.tokens_per_second:.1f}" if s.tokens_per_second else "–"),
+    ]
+    cells = "".join(f"<div><dt>{escaped(name)}</dt><dd>{escaped(value)}</dd></div>" for name, value in figures)
+    return f'<dl class="vs-telemetry">{cells}</dl>'
+
+
+def notice_html(message: str, kind: str = "error") -> str:
+    """A line that asks for attention; nothing for an empty message."""
+    return f'<p class="vs-notice vs-{escaped(kind)}" role="alert">{escaped(message)}</p>' if message else ""

@@ -1,0 +1,214 @@
+"""One browser tab: its stream, its conversation, and what it is looking at."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+
+from data.errors import MemoryBankError, QuestionError, SourceError
+from data.sources import PushSource, Source
+from model_adapters.base import ModelAdapter
+from vstream.answer import Answer
+from vstream.config import SessionConfig
+from vstream.feeder import Feeder
+from vstream.ingest import ChunkRecord
+from vstream.session import StreamSession
+from vstream.turns import Turns
+from vstream.ui.stage import Picture, Snapshot
+from vstream.ui.text import clock, percent, span
+from vstream.ui.timeline import TIER_NAMES
+from vstream.ui.watched import WatchedSource
+
+CAMERA_SILENCE_SECONDS = 3.0
+"""A camera that has sent nothing for this long is paused; what it sends next is a new beginning."""
+CLOSE_WAIT_SECONDS = 30.0
+
+
+class Tab:
+    """A stream session of its own, and the conversation about it. All tabs share one adapter and one `turns`."""
+
+    def __init__(self, adapter: ModelAdapter, config: SessionConfig, turns: Turns, folder: Path | None) -> None:
+        self.adapter = adapter
+        self.config = config
+        self.turns = turns
+        self.folder = folder
+        self.session: StreamSession | None = None
+        self.source: WatchedSource | None = None
+        self.feeder: Feeder | None = None
+        self.is_upload = False
+        self.answers: list[tuple[str, Answer | None, str]] = []
+        """The conversation: question, its newest answer, and an error in words (or empty)."""
+        self.marked: frozenset[int] = frozenset()
+        """Chunks behind the answer whose evidence is shown."""
+        self.moment: int | None = None
+        """The past chunk that is on the stage; None: the newest frame."""
+        self.sent: dict[str, str] = {}
+        """What the last refresh has shown, so that the next one sends only what is new."""
+        self.last_seen = time.monotonic()
+        self.closed = False
+        self._tokens_per_second = 0.0
+        self._camera: PushSource | None = None
+        self._camera_seen = float("-inf")
+        self._lock = threading.RLock()
+        self._asking = threading.Lock()
+        self._cancel = threading.Event()
+        self._rate: deque[tuple[float, int]] = deque(maxlen=12)
+
+    def start(self, source: Source, is_upload: bool = False) -> None:
+        """Watch `source` from now on, with an empty memory and conversation. The stream before it is closed."""
+        with self._lock:
+            if self.closed:
+                source.close()
+                raise SourceError("this page was closed; reload it")
+            self._end_stream()
+            self.session = StreamSession(self.adapter, self.config, turns=self.turns, folder=self.folder)
+            self.source = WatchedSource(source, self.config.chunk_seconds)
+            self._camera = source if isinstance(source, PushSource) else None
+            self.is_upload = is_upload
+            self.feeder = Feeder(self.session, self.source).start()
+            self.sent.clear()
+
+    def stop(self) -> None:
+        """End the stream. What was watched can still be asked about."""
+        with self._lock:
+            self._camera = None
+            if self.feeder:
+                self.feeder.stop()
+
+    def close(self) -> None:
+        """Cancel what runs and free everything. Idempotent."""
+        with self._lock:
+            self.closed = True
+            self._end_stream()
+
+    def push(self, rgb: np.ndarray) -> None:
+        """A frame of this tab's camera, uint8 [H, W, 3]. The first one after a silence starts a camera stream."""
+        now = time.monotonic()
+        fresh, self._camera_seen = now - self._camera_seen > CAMERA_SILENCE_SECONDS, now
+        with self._lock:
+            if self._camera is None and fresh:
+                self.start(PushSource("camera of this browser"))
+            camera = self._camera
+        # After a stop, or when another source was started, the camera's remaining frames are not wanted.
+        if camera is not None:
+            camera.push(rgb)
+
+    def ask(self, question: str, at: float | None = None, with_dialogue: bool = False) -> Iterator[Answer]:
+        """Yields the growing answer; `cancel` ends it at the next token. Raises QuestionError for what cannot be asked."""
+        session = self.session
+        if session is None:
+            raise QuestionError("there is no stream yet; choose a source and start it")
+        if not self._asking.acquire(blocking=False):
+            raise QuestionError("an answer is still being written; stop it, or wait for it")
+        try:
+            self._cancel.clear()
+            turns = [(q, a.text) for q, a, _ in self.answers if a and a.done] if with_dialogue else []
+            began, num_tokens = 0.0, 0
+            with closing(session.ask(question, at, turns)) as answers:
+                for answer in answers:
+                    num_tokens += not answer.done
+                    began = began or time.monotonic()
+                    if num_tokens > 1:
+                        self._tokens_per_second = (num_tokens - 1) / max(1e-6, time.monotonic() - began)
+                    yield answer
+                    if self._cancel.is_set():
+                        break
+        finally:
+            self._asking.release()
+
+    def cancel(self) -> None:
+        """End the answer that is being written, at its next token."""
+        self._cancel.set()
+
+    @property
+    def camera_is_silent(self) -> bool:
+        return self._camera is not None and time.monotonic() - self._camera_seen > CAMERA_SILENCE_SECONDS
+
+    def snapshot(self) -> Snapshot:
+        """The stream in numbers, right now. Cheap: called about once a second per open page."""
+        session, feeder, source = self.session, self.feeder, self.source
+        if session is None or feeder is None or source is None:
+            return Snapshot("closed" if self.closed else "idle")
+        self._rate.append((time.monotonic(), session.stats.num_frames))
+        (t0, n0), (t1, n1) = self._rate[0], self._rate[-1]
+        state = "paused" if feeder.state == "live" and self.camera_is_silent else feeder.state
+        return Snapshot(
+            state=state,
+            label=source.info.label,
+            now_seconds=session.now_seconds,
+            lag_seconds=feeder.lag_seconds,
+            fps=max(0, n1 - n0) / (t1 - t0) if t1 > t0 else 0.0,
+            num_dropped_frames=source.stats.frames_dropped,
+            num_kept_tokens=session.stats.num_kept_tokens,
+            num_seen_tokens=session.stats.num_seen_tokens,
+            num_chunks=session.stats.num_chunks,
+            num_bytes={tier: session.bank.num_bytes(tier) for tier in ("gpu", "ram", "disk")},
+            ttft_seconds=session.stats.last_ttft_seconds,
+            tokens_per_second=self._tokens_per_second,
+            error=feeder.error or "",
+            warning=source.stats.warnings[-1] if source.stats.warnings else "",
+        )
+
+    def records(self) -> list[ChunkRecord]:
+        """All stored chunks in stream order."""
+        return self.session.timeline if self.session else []
+
+    def record(self, chunk_id: int) -> ChunkRecord | None:
+        return self.session.record(chunk_id) if self.session else None
+
+    def tier(self, chunk_id: int) -> str | None:
+        return self.session.bank.tier(chunk_id) if self.session else None
+
+    def thumbnail(self, chunk_id: int) -> bytes | None:
+        record = self.record(chunk_id)
+        return record.thumbnail if record else None
+
+    def picture(self) -> Picture | None:
+        """What the stage shows: the chosen moment with its kept cells, else the newest frame."""
+        if self.moment is not None:
+            return self._moment_picture(self.moment)
+        newest = self.source.newest() if self.source else None
+        return Picture(newest[1], f"Stream time {clock(newest[0])}") if newest else None
+
+    def _moment_picture(self, chunk_id: int) -> Picture | None:
+        record = self.record(chunk_id)
+        if record is None:
+            return None
+        large = self.source.picture(chunk_id) if self.source else None
+        tier = TIER_NAMES.get(self.tier(chunk_id) or "gone", "")
+        caption = f"{span(record.start_seconds, record.end_seconds)} · {percent(record.drop_ratio)} of its tokens dropped · {tier}"
+        return Picture(large or record.thumbnail, caption, record.keep.any(axis=0))
+
+    def look_at(self, chunk_id: int) -> float:
+        """Put a stored chunk on the stage; returns its stream time. Raises MemoryBankError if it is gone."""
+        record = self.record(chunk_id)
+        if record is None:
+            raise MemoryBankError("this moment is no longer in memory; choose a later one")
+        self.moment = chunk_id
+        self.sent.clear()
+        return record.start_seconds
+
+    def look_live(self) -> None:
+        self.moment = None
+        self.sent.clear()
+
+    def _end_stream(self) -> None:
+        self._cancel.set()
+        if self.feeder:
+            self.feeder.stop()
+        # An answer that is being written still reads the memory: it ends at its next token.
+        if self._asking.acquire(timeout=CLOSE_WAIT_SECONDS):
+            self._asking.release()
+        if self.session:
+            self.session.close()
+        self.session = self.source = self.feeder = self._camera = None
+        self.answers, self.marked, self.moment = [], frozenset(), None
+        self._tokens_per_second = 0.0
+        self._rate.clear()
+        self.sent.clear()

@@ -1,0 +1,102 @@
+"""The timeline as HTML: one bar per chunk, or per run of chunks where there are many."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+
+from vstream.ingest import ChunkRecord
+from vstream.ui.text import clock, escaped, percent, span
+
+MAX_BARS = 240
+MIN_BARS = 40
+"""A young stream does not fill the width: its bars stay this narrow at least."""
+TIER_NAMES = {"gpu": "GPU", "ram": "RAM", "disk": "disk", "gone": "not stored"}
+
+
+@dataclass(frozen=True)
+class Bar:
+    """Consecutive chunks drawn as one. chunk_id: the one that a click shows. tier: the most frequent one."""
+
+    chunk_id: int
+    start_seconds: float
+    end_seconds: float
+    num_chunks: int
+    kept_ratio: float
+    tier: str
+    marked: bool
+
+
+def bars_of(
+    records: Sequence[ChunkRecord],
+    tier_of: Callable[[int], str | None],
+    marked: Collection[int] = (),
+    max_bars: int = MAX_BARS,
+) -> list[Bar]:
+    """At most `max_bars` bars for records in stream order. Runs are aligned to stream time, so that bars do not shimmer."""
+    if not records:
+        return []
+    length = records[0].end_seconds - records[0].start_seconds
+    seconds = records[-1].end_seconds - records[0].start_seconds
+    width = length
+    while seconds / width > max_bars - 1:
+        width *= 2
+    runs: dict[int, list[ChunkRecord]] = {}
+    for record in records:
+        runs.setdefault(int((record.start_seconds + 1e-6) // width), []).append(record)
+    return [_bar(run, tier_of, marked) for run in runs.values()]
+
+
+def _bar(run: list[ChunkRecord], tier_of: Callable[[int], str | None], marked: Collection[int]) -> Bar:
+    hits = [record for record in run if record.chunk_id in marked]
+    seen = sum(record.num_seen_tokens for record in run)
+    return Bar(
+        chunk_id=(hits or run)[0].chunk_id,
+        start_seconds=run[0].start_seconds,
+        end_seconds=run[-1].end_seconds,
+        num_chunks=len(run),
+        kept_ratio=sum(record.num_kept_tokens for record in run) / max(1, seen),
+        tier=Counter(tier_of(record.chunk_id) or "gone" for record in run).most_common(1)[0][0],
+        marked=bool(hits),
+    )
+
+
+def timeline_html(bars: Sequence[Bar]) -> str:
+    """The bars over a time axis. Each is a button with `data-chunk`; the arrow keys move among them."""
+    if not bars:
+        return '<div class="vs-timeline"><p class="vs-empty">The timeline starts with the first stored chunk.</p></div>'
+    start = bars[0].start_seconds
+    shortest = min(bar.end_seconds - bar.start_seconds for bar in bars)
+    seconds = max(bars[-1].end_seconds - start, MIN_BARS * shortest)
+    drawn = "".join(_bar_html(bar, start, seconds, index == len(bars) - 1) for index, bar in enumerate(bars))
+    ticks = "".join(f"<span>{clock(start + seconds * part / 4)}</span>" for part in range(5))
+    return (
+        '<div class="vs-timeline"><div class="vs-bars" role="group" aria-label="Timeline of stored chunks">'
+        f'{drawn}</div><div class="vs-ticks" aria-hidden="true">{ticks}</div></div>'
+    )
+
+
+def _bar_html(bar: Bar, start: float, seconds: float, last: bool) -> str:
+    title = f"{span(bar.start_seconds, bar.end_seconds)} · {percent(1 - bar.kept_ratio)} dropped · {TIER_NAMES.get(bar.tier, bar.tier)}"
+    if bar.num_chunks > 1:
+        title += f" · {bar.num_chunks} chunks"
+    if bar.marked:
+        title += " · behind the last answer"
+    place = f"left:{100 * (bar.start_seconds - start) / seconds:.3f}%;width:{100 * (bar.end_seconds - bar.start_seconds) / seconds:.3f}%"
+    return (
+        f'<button type="button" class="vs-bar vs-{escaped(bar.tier)}{" vs-marked" if bar.marked else ""}" data-chunk="{bar.chunk_id}"'
+        f' style="{place}" tabindex="{0 if last else -1}" title="{escaped(title)}" aria-label="{escaped(title)}">'
+        f'<i style="height:{max(5.0, 100 * bar.kept_ratio):.0f}%"></i></button>'
+    )
+
+
+def legend_html(fast_tier: str = "GPU") -> str:
+    """What the colours and heights mean. fast_tier: what the first tier is on this machine."""
+    tiers = "".join(
+        f'<li><i class="vs-swatch vs-{tier}"></i>{escaped(name)}</li>'
+        for tier, name in (("gpu", fast_tier), ("ram", "RAM"), ("disk", "disk"))
+    )
+    return (
+        f'<ul class="vs-legend">{tiers}<li><i class="vs-swatch vs-mark"></i>last answer</li><li>height: share of tokens kept</li></ul>'
+    )
