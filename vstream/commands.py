@@ -10,7 +10,8 @@ from dataclasses import asdict
 from importlib.metadata import version
 
 from data.errors import AdapterError, QuestionError
-from data.sources import Source, check, open_source
+from data.sources import Source, open_source
+from data.sources.doctor import check
 from model_adapters.base import ModelAdapter
 from model_adapters.registry import EMBEDDED, load_adapter
 from vstream import batch as batch_

@@ -84,7 +84,7 @@ class StreamSession:
         """
         question = checked_question(question)
         with self.turns.answer(), self._lock:
-            view = self._view(at)
+            view = self.view(at)
         for answer in self.answerer.answer(question, self.ingest.sink, view, turns):
             if answer.done:
                 self.stats.answered(answer)
@@ -99,12 +99,13 @@ class StreamSession:
         """The option that the model finds likeliest as the answer, and its number. Raises QuestionError as `ask` does."""
         question = checked_question(question)
         with self.turns.answer(), self._lock:
-            view = self._view(at)
+            view = self.view(at)
         answer, choice = self.answerer.choose(question, options, self.ingest.sink, view)
         self.stats.answered(answer)
         return answer, choice
 
-    def _view(self, at: float | None) -> View:
+    def view(self, at: float | None = None) -> View:
+        """What a question at stream time `at` (default: now) may see. Raises QuestionError for a time that was not watched."""
         if self._now is None:
             raise QuestionError("nothing has been watched yet; wait for the first frame")
         now = self._now

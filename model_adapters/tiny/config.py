@@ -18,6 +18,8 @@ CHECKPOINT = Path(__file__).parent / "checkpoint"
 SIDE = 128
 """Every square picture is drawn at this side, 8 x 8 patches, 4 x 4 visual tokens."""
 
+HEAD_DIM = 48
+NUMBER_LENGTH = 4.0
 MAX_NUMBER = 7999
 """Whole numbers up to this are one token each: matching a time is matching one token."""
 
@@ -72,7 +74,7 @@ def build_config(tokenizer: PreTrainedTokenizerFast) -> Qwen3VLConfig:
             "num_hidden_layers": 5,
             "num_attention_heads": 4,
             "num_key_value_heads": 2,
-            "head_dim": 48,
+            "head_dim": HEAD_DIM,
             "max_position_embeddings": 65536,
             "rope_parameters": {
                 "rope_type": "default",
@@ -105,12 +107,25 @@ def build_config(tokenizer: PreTrainedTokenizerFast) -> Qwen3VLConfig:
 
 
 def build_model(tokenizer: PreTrainedTokenizerFast) -> Qwen3VLForConditionalGeneration:
-    """A fresh model with random weights. Embeddings have length about 1: the head is tied to them, and with the usual tiny
-    ones no logit could stand out among thousands of numbers."""
+    """A fresh model with random weights, but for the embeddings of whole numbers: see `number_codes`."""
     model = Qwen3VLForConditionalGeneration._from_config(build_config(tokenizer), attn_implementation="sdpa")
     weight = model.get_input_embeddings().weight
     torch.nn.init.normal_(weight, std=weight.shape[1] ** -0.5)
+    with torch.no_grad():
+        weight[tokenizer.get_vocab()["0"] :] = number_codes(len(weight) - tokenizer.get_vocab()["0"], weight.shape[1])
     return model
+
+
+def number_codes(num: int, width: int) -> torch.Tensor:
+    """Random codes [num, width] that training leaves alone: what is learned of one number then holds for all.
+
+    They span as many dimensions as a head passes on, so that attention can copy a number whole; and they are long, so that
+    under the tied head the right one of thousands stands out.
+    """
+    generator = torch.Generator().manual_seed(0)
+    basis = torch.linalg.qr(torch.randn(width, HEAD_DIM, generator=generator))[0]
+    codes = torch.randn(num, HEAD_DIM, generator=generator) @ basis.T
+    return codes / codes.norm(dim=1, keepdim=True) * NUMBER_LENGTH
 
 
 PREPROCESSOR: dict[str, Any] = {

@@ -128,7 +128,7 @@ def train(
     model.model.visual.requires_grad_(False)
     language = model.model.language_model
     fix_numbers(model, tokenizer)
-    optimizers = Optimizers(language, matrix_lr=matrix_lr, other_lr=matrix_lr / 5)
+    optimizers = Optimizers(language, matrix_lr=matrix_lr, other_lr=matrix_lr / 10)
     state, step = runs / "train.pt", 0
     if state.exists():
         saved = torch.load(state, map_location=device, weights_only=True)

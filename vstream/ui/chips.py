@@ -41,7 +41,8 @@ def merged(evidence: Sequence[Evidence]) -> list[Chip]:
 def chips_html(chips: Sequence[Chip], thumbnail_of: Callable[[int], bytes | None], note: str = "") -> str:
     """The best chips as buttons with `data-chunk`. thumbnail_of: the JPEG of a chunk, None where memory has dropped it."""
     if not chips:
-        return f'<div class="vs-chips"><p class="vs-empty">{escaped(note or "The moments behind an answer appear here.")}</p></div>'
+        text = note or "The moments behind an answer appear here."
+        return f'<div class="vs-chips"><p class="vs-empty">{escaped(text)}</p></div>'
     buttons = "".join(_chip_html(chip, thumbnail_of(chip.chunk_id)) for chip in chips[:MAX_CHIPS])
     rest = len(chips) - MAX_CHIPS
     more = f'<p class="vs-empty">and {rest} more on the timeline</p>' if rest > 0 else ""
@@ -52,8 +53,8 @@ def chips_html(chips: Sequence[Chip], thumbnail_of: Callable[[int], bytes | None
 def _chip_html(chip: Chip, thumbnail: bytes | None) -> str:
     when = span(chip.start_seconds, chip.end_seconds)
     picture = f'<img src="{jpeg_uri(thumbnail)}" alt="">' if thumbnail else '<i class="vs-no-picture"></i>'
-    title = f"Show {when} (score {chip.score:.2f}, {chip.num_chunks} chunk{'s' if chip.num_chunks > 1 else ''})"
+    title = escaped(f"Show {when} (score {chip.score:.2f}, {chip.num_chunks} chunk{'s' if chip.num_chunks > 1 else ''})")
     return (
-        f'<button type="button" class="vs-chip" data-chunk="{chip.chunk_id}" title="{escaped(title)}" aria-label="{escaped(title)}">'
+        f'<button type="button" class="vs-chip" data-chunk="{chip.chunk_id}" title="{title}" aria-label="{title}">'
         f"{picture}<span>[{when}]</span></button>"
     )

@@ -11,7 +11,7 @@ from PIL import Image
 from vstream.ui.text import clock, count, escaped, jpeg_uri, percent, size
 
 STATES = ("idle", "opening", "live", "paused", "reconnecting", "ended", "failed", "closed")
-STAGE_HEIGHT = 340
+STAGE_HEIGHT = 300
 
 
 @dataclass(frozen=True)
@@ -50,10 +50,7 @@ def badge_html(snapshot: Snapshot) -> str:
 
 def stage_html(snapshot: Snapshot, picture: Picture | None, moment: bool = False) -> str:
     """moment: whether `picture` is a past moment rather than the newest frame."""
-    if moment:
-        badge = f'{badge_html(snapshot)}<span class="vs-badge vs-state-moment">moment</span>'
-    else:
-        badge = badge_html(snapshot)
+    badge = badge_html(snapshot) + ('<span class="vs-badge vs-state-moment">moment</span>' if moment else "")
     label = f'<span class="vs-label" title="{escaped(snapshot.label)}">{escaped(snapshot.label)}</span>'
     body = _picture_html(picture) if picture else f'<p class="vs-empty">{escaped(_waiting(snapshot))}</p>'
     caption = picture.caption if picture else ""
@@ -79,7 +76,8 @@ def _picture_html(picture: Picture) -> str:
         switch = '<label class="vs-cells-switch"><input type="checkbox" checked> kept cells</label>'
         cells = kept_cells_svg(picture.keep)
     style = f"aspect-ratio:{width}/{height};width:min(100%,{STAGE_HEIGHT * width / height:.0f}px)"
-    return f'{switch}<div class="vs-picture" style="{style}"><img src="{jpeg_uri(picture.jpeg)}" alt="{escaped(picture.caption)}">{cells}</div>'
+    image_html = f'<img src="{jpeg_uri(picture.jpeg)}" alt="{escaped(picture.caption)}">'
+    return f'{switch}<div class="vs-picture" style="{style}">{image_html}{cells}</div>'
 
 
 def kept_cells_svg(keep: np.ndarray) -> str:
@@ -104,7 +102,7 @@ def telemetry_html(snapshot: Snapshot, tier_names: dict[str, str]) -> str:
         ("frames dropped", count(s.num_dropped_frames)),
         ("chunks", count(s.num_chunks)),
         ("tokens kept / seen", f"{count(s.num_kept_tokens)} / {count(s.num_seen_tokens)} ({kept})"),
-        *((f"in {tier_names.get(tier, tier)}", size(num)) for tier, num in s.num_bytes.items()),
+        *((f"{tier_names.get(tier, tier)} tier", size(num)) for tier, num in s.num_bytes.items()),
         ("first token", f"{s.ttft_seconds:.2f} s" if s.ttft_seconds else "–"),
         ("tokens/s", f"{s.tokens_per_second:.1f}" if s.tokens_per_second else "–"),
     ]

@@ -54,7 +54,9 @@ class Studio:
             try:
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             except OSError as error:
-                raise MemoryBankError(f"memory folder {folder} cannot be used: {error.strerror}; choose another folder") from error
+                raise MemoryBankError(
+                    f"memory folder {folder} cannot be used: {error.strerror}; choose another folder"
+                ) from error
 
     def __len__(self) -> int:
         return len(self._tabs)
@@ -126,3 +128,8 @@ class Studio:
             source.close()
             raise SourceError(f"the video is {seconds / 3600:.1f} h long; {MAX_UPLOAD_SECONDS // 3600} h is the most, cut it")
         tab.start(source, is_upload=True)
+
+
+def check_source(spec: str, allow_private_hosts: bool = False) -> None:
+    """Open a source and close it again. Raises SourceError if it cannot be opened."""
+    open_source(spec, allow_private_hosts=allow_private_hosts).close()

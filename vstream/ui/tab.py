@@ -5,13 +5,14 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 
-from data.errors import MemoryBankError, QuestionError, SourceError
+from data.errors import MemoryBankError, QuestionError, SourceError, VStreamError
 from data.sources import PushSource, Source
 from model_adapters.base import ModelAdapter
 from vstream.answer import Answer
@@ -20,6 +21,7 @@ from vstream.feeder import Feeder
 from vstream.ingest import ChunkRecord
 from vstream.session import StreamSession
 from vstream.turns import Turns
+from vstream.ui.dialogue import Exchange, finished_turns
 from vstream.ui.stage import Picture, Snapshot
 from vstream.ui.text import clock, percent, span
 from vstream.ui.timeline import TIER_NAMES
@@ -42,13 +44,12 @@ class Tab:
         self.source: WatchedSource | None = None
         self.feeder: Feeder | None = None
         self.is_upload = False
-        self.answers: list[tuple[str, Answer | None, str]] = []
-        """The conversation: question, its newest answer, and an error in words (or empty)."""
+        self.dialogue: list[Exchange] = []
         self.marked: frozenset[int] = frozenset()
         """Chunks behind the answer whose evidence is shown."""
         self.moment: int | None = None
         """The past chunk that is on the stage; None: the newest frame."""
-        self.sent: dict[str, str] = {}
+        self.sent: dict[str, object] = {}
         """What the last refresh has shown, so that the next one sends only what is new."""
         self.last_seen = time.monotonic()
         self.closed = False
@@ -67,7 +68,11 @@ class Tab:
                 source.close()
                 raise SourceError("this page was closed; reload it")
             self._end_stream()
-            self.session = StreamSession(self.adapter, self.config, turns=self.turns, folder=self.folder)
+            try:
+                self.session = StreamSession(self.adapter, self.config, turns=self.turns, folder=self.folder)
+            except VStreamError:
+                source.close()
+                raise
             self.source = WatchedSource(source, self.config.chunk_seconds)
             self._camera = source if isinstance(source, PushSource) else None
             self.is_upload = is_upload
@@ -108,9 +113,9 @@ class Tab:
             raise QuestionError("an answer is still being written; stop it, or wait for it")
         try:
             self._cancel.clear()
-            turns = [(q, a.text) for q, a, _ in self.answers if a and a.done] if with_dialogue else []
+            turns = finished_turns(self.dialogue) if with_dialogue else ()
             began, num_tokens = 0.0, 0
-            with closing(session.ask(question, at, turns)) as answers:
+            with closing(cast("Generator[Answer, None, None]", session.ask(question, at, turns))) as answers:
                 for answer in answers:
                     num_tokens += not answer.done
                     began = began or time.monotonic()
@@ -148,7 +153,7 @@ class Tab:
             num_kept_tokens=session.stats.num_kept_tokens,
             num_seen_tokens=session.stats.num_seen_tokens,
             num_chunks=session.stats.num_chunks,
-            num_bytes={tier: session.bank.num_bytes(tier) for tier in ("gpu", "ram", "disk")},
+            num_bytes={tier: session.bank.num_bytes(tier) for tier in ("gpu", "ram", *(("disk",) if self.folder else ()))},
             ttft_seconds=session.stats.last_ttft_seconds,
             tokens_per_second=self._tokens_per_second,
             error=feeder.error or "",
@@ -182,8 +187,10 @@ class Tab:
             return None
         large = self.source.picture(chunk_id) if self.source else None
         tier = TIER_NAMES.get(self.tier(chunk_id) or "gone", "")
-        caption = f"{span(record.start_seconds, record.end_seconds)} · {percent(record.drop_ratio)} of its tokens dropped · {tier}"
-        return Picture(large or record.thumbnail, caption, record.keep.any(axis=0))
+        caption = (
+            f"{span(record.start_seconds, record.end_seconds)} · {percent(record.drop_ratio)} of its tokens dropped · {tier}"
+        )
+        return Picture(large or record.thumbnail, caption, np.asarray(record.keep.any(axis=0)))
 
     def look_at(self, chunk_id: int) -> float:
         """Put a stored chunk on the stage; returns its stream time. Raises MemoryBankError if it is gone."""
@@ -208,7 +215,7 @@ class Tab:
         if self.session:
             self.session.close()
         self.session = self.source = self.feeder = self._camera = None
-        self.answers, self.marked, self.moment = [], frozenset(), None
+        self.dialogue, self.marked, self.moment = [], frozenset(), None
         self._tokens_per_second = 0.0
         self._rate.clear()
         self.sent.clear()

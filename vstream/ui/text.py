@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import base64
 import html
+import re
+
+from data.errors import QuestionError
 
 
 def escaped(text: object) -> str:
@@ -21,6 +24,19 @@ def clock(seconds: float) -> str:
 def span(start_seconds: float, end_seconds: float) -> str:
     """A part of the stream: `02:14–02:22`."""
     return f"{clock(start_seconds)}–{clock(end_seconds)}"
+
+
+def seconds_of(text: str | None) -> float | None:
+    """The stream time that somebody typed, `134`, `134.5`, `2:14` or `1:02:14`; None for an empty text. Raises QuestionError."""
+    text = (text or "").strip()
+    if not text:
+        return None
+    if not re.fullmatch(r"(\d{1,4}:)?(\d{1,4}:)?\d{1,9}(\.\d{1,6})?", text, re.ASCII):
+        raise QuestionError(f"{text!r} is not a stream time; write seconds like 134, or 2:14")
+    seconds = 0.0
+    for part in text.split(":"):
+        seconds = 60 * seconds + float(part)
+    return seconds
 
 
 def size(num_bytes: float) -> str:

@@ -78,15 +78,18 @@ def timeline_html(bars: Sequence[Bar]) -> str:
 
 
 def _bar_html(bar: Bar, start: float, seconds: float, last: bool) -> str:
-    title = f"{span(bar.start_seconds, bar.end_seconds)} · {percent(1 - bar.kept_ratio)} dropped · {TIER_NAMES.get(bar.tier, bar.tier)}"
+    tier = TIER_NAMES.get(bar.tier, bar.tier)
+    title = f"{span(bar.start_seconds, bar.end_seconds)} · {percent(1 - bar.kept_ratio)} dropped · {tier}"
     if bar.num_chunks > 1:
         title += f" · {bar.num_chunks} chunks"
     if bar.marked:
         title += " · behind the last answer"
-    place = f"left:{100 * (bar.start_seconds - start) / seconds:.3f}%;width:{100 * (bar.end_seconds - bar.start_seconds) / seconds:.3f}%"
+    title = escaped(title)
+    names = f"vs-bar vs-{escaped(bar.tier)}" + (" vs-marked" if bar.marked else "")
+    left, width = (100 * x / seconds for x in (bar.start_seconds - start, bar.end_seconds - bar.start_seconds))
     return (
-        f'<button type="button" class="vs-bar vs-{escaped(bar.tier)}{" vs-marked" if bar.marked else ""}" data-chunk="{bar.chunk_id}"'
-        f' style="{place}" tabindex="{0 if last else -1}" title="{escaped(title)}" aria-label="{escaped(title)}">'
+        f'<button type="button" class="{names}" data-chunk="{bar.chunk_id}" style="left:{left:.3f}%;width:{width:.3f}%"'
+        f' tabindex="{0 if last else -1}" title="{title}" aria-label="{title}">'
         f'<i style="height:{max(5.0, 100 * bar.kept_ratio):.0f}%"></i></button>'
     )
 
@@ -97,6 +100,5 @@ def legend_html(fast_tier: str = "GPU") -> str:
         f'<li><i class="vs-swatch vs-{tier}"></i>{escaped(name)}</li>'
         for tier, name in (("gpu", fast_tier), ("ram", "RAM"), ("disk", "disk"))
     )
-    return (
-        f'<ul class="vs-legend">{tiers}<li><i class="vs-swatch vs-mark"></i>last answer</li><li>height: share of tokens kept</li></ul>'
-    )
+    rest = '<li><i class="vs-swatch vs-mark"></i>last answer</li><li>height: share of tokens kept</li>'
+    return f'<ul class="vs-legend">{tiers}{rest}</ul>'

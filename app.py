@@ -1,0 +1,67 @@
+"""The page in a browser: `python app.py`, then open http://127.0.0.1:7860. Alone: the embedded model and a demo stream."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+from data.errors import VStreamError
+from vstream.config import add_flags, from_flags
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}; see --help\n")
+
+
+def parsed(argv: list[str] | None) -> argparse.Namespace:
+    parser = Parser(prog="app.py", description="Watch a stream in the browser and ask about any moment of it.")
+    parser.add_argument("--source", help="what every page watches first: a file, a URL or world:?seed=7&seconds=600&speed=1")
+    parser.add_argument("--model", default="embedded", help="embedded (default), a checkpoint folder, or a hub id")
+    parser.add_argument("--memory", type=Path, metavar="DIR", help="folder for the disk tier; default: no disk tier")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1: this computer only)")
+    parser.add_argument("--port", type=int, default=7860, help="port to listen on (default 7860)")
+    parser.add_argument("--token", help="password of the page; needed for any host but this computer")
+    parser.add_argument("--insecure", action="store_true", help="let anybody in who reaches --host")
+    parser.add_argument("--allow-private-hosts", action="store_true", help="open URLs of the local network too")
+    parser.add_argument(
+        "--certificate", nargs=2, metavar=("CERT", "KEY"), help="PEM files for https, which remote cameras need"
+    )
+    add_flags(parser)
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Parse, check, load, serve. Returns the exit status."""
+    args = parsed(argv)
+    try:
+        from vstream.ui.serve import check_host, existing_file, serve
+        from vstream.ui.studio import DEMO_SOURCE, Studio, check_source
+
+        check_host(args.host, args.token, args.insecure)
+        certificate = (existing_file(args.certificate[0]), existing_file(args.certificate[1])) if args.certificate else None
+        config = from_flags(args)
+        source = args.source or DEMO_SOURCE
+        check_source(source, args.allow_private_hosts)
+        from model_adapters.registry import load_adapter
+
+        studio = Studio(
+            load_adapter(args.model),
+            config,
+            start_source=source,
+            folder=args.memory,
+            allow_private_hosts=args.allow_private_hosts,
+        )
+        serve(studio, args.host, args.port, args.token, certificate)
+    except VStreamError as error:
+        print(f"app.py: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

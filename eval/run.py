@@ -1,0 +1,42 @@
+"""`python -m eval.run NAME`: every figure that the README quotes comes from here."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from data.errors import VStreamError
+from vstream.__main__ import USAGE_ERROR, Parser
+from vstream.config import add_flags
+
+EVALUATIONS = {
+    "needle": ("eval.needle", "accuracy and retrieval on the synthetic world, with all controls"),
+    "efficiency": ("eval.efficiency", "ingest rate, latency against stream length, tokens, bytes and memory"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = Parser(prog="python -m eval.run", description=__doc__)
+    commands = parser.add_subparsers(dest="name", required=True, parser_class=Parser)
+    for name, (module, words) in EVALUATIONS.items():
+        command: argparse.ArgumentParser = commands.add_parser(name, help=words)
+        command.add_argument("--model", default="embedded", help="`embedded`, a checkpoint folder, or a hub id")
+        command.add_argument("--json", type=Path, metavar="FILE", help="also write the result here")
+        evaluation = importlib.import_module(module)
+        evaluation.add_flags(command)
+        add_flags(command)
+        command.set_defaults(run=evaluation.run)
+    args = parser.parse_args(argv)
+    try:
+        args.run(args)
+    except VStreamError as error:
+        sys.stderr.write(f"eval {args.name}: {error}\n")
+        return USAGE_ERROR
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
