@@ -113,6 +113,21 @@ class ModelInfo:
         return 2 * self.num_layers * self.num_kv_heads * self.head_dim * self.dtype.itemsize
 
 
+@dataclass
+class AttentionTrace:
+    """Where the tokens of an answer looked: attention weight per context token, summed over steps, layers and heads.
+
+    weights: float32 [context tokens], None before the first step. Filled by `ModelAdapter.generate`.
+    """
+
+    weights: torch.Tensor | None = None
+
+    def add(self, weights: torch.Tensor) -> None:
+        """weights: float32 [layers, heads, context tokens or more] of one step."""
+        row = weights.sum((0, 1))
+        self.weights = row if self.weights is None else self.weights + row[: len(self.weights)]
+
+
 class KVContext(ABC):
     """A rotated KV prefix on the compute device: [sink][chunks...][question...], at contiguous positions from 0."""
 
@@ -185,6 +200,14 @@ class ModelAdapter(ABC):
 
     @abstractmethod
     def generate(
-        self, context: KVContext, run: TokenRun, max_new_tokens: int, temperature: float = 0.0, seed: int = 0
+        self,
+        context: KVContext,
+        run: TokenRun,
+        max_new_tokens: int,
+        temperature: float = 0.0,
+        seed: int = 0,
+        trace: AttentionTrace | None = None,
     ) -> Iterator[str]:
-        """Answer behind the context: yields the growing text, token by token. Extends the context; close it to cancel."""
+        """Answer behind the context: yields the growing text, token by token. Extends the context; close it to cancel.
+
+        trace, where given, learns which context tokens the answer looked at; all layers must then hold the same tokens."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from transformers.utils import logging as transformers_logging
 from data.errors import AdapterError
 from data.frames import Chunk
 from model_adapters import attention
-from model_adapters.base import ChunkKV, KVContext, ModelAdapter, ModelInfo, Query, TokenRun, VisualTokens
+from model_adapters.base import AttentionTrace, ChunkKV, KVContext, ModelAdapter, ModelInfo, Query, TokenRun, VisualTokens
 from model_adapters.cache import BufferContext
 from model_adapters.fingerprint import fingerprint
 from model_adapters.preprocess import PixelSpec, patchify, resize
@@ -267,13 +268,23 @@ class Qwen3VLAdapter(ModelAdapter):
 
     @torch.inference_mode()
     def generate(
-        self, context: KVContext, run: TokenRun, max_new_tokens: int, temperature: float = 0.0, seed: int = 0
+        self,
+        context: KVContext,
+        run: TokenRun,
+        max_new_tokens: int,
+        temperature: float = 0.0,
+        seed: int = 0,
+        trace: AttentionTrace | None = None,
     ) -> Iterator[str]:
+        size = context.num_tokens
         warpers = LogitsProcessorList([TemperatureLogitsWarper(temperature)] if temperature > 0 else [])
         generator = torch.Generator(device=self.device).manual_seed(seed)
         written: list[int] = []
         for _ in range(max_new_tokens):
-            scores = self.model.lm_head(self._forward(context, run)[-1:]).float()
+            with self.tap if trace is not None else nullcontext():
+                scores = self.model.lm_head(self._forward(context, run)[-1:]).float()
+                if trace is not None:
+                    trace.add(self._attention(context, run, size))
             scores = warpers(torch.tensor([written], dtype=torch.long, device=self.device), scores)  # type: ignore[arg-type]
             if temperature > 0:
                 token = int(torch.multinomial(scores.softmax(-1), 1, generator=generator))
@@ -284,6 +295,17 @@ class Qwen3VLAdapter(ModelAdapter):
             written.append(token)
             yield self.tokenizer.decode(written, skip_special_tokens=True)
             run = self._text_run([token], [(0, 0, 0)], 1)
+
+    def _attention(self, context: KVContext, run: TokenRun, size: int) -> torch.Tensor:
+        """float32 [layers, heads, size]: what the last token of `run`, just forwarded under the tap, looked at."""
+        assert isinstance(context, BufferContext)
+        position = context.next_position - run.span + run.position_ids[:, -1:]
+        queries = self.tap.stacked_queries()[:, :, -1:]
+        cos, sin = self.language.rotary_emb(queries, position[:, None])
+        queries = rotate(queries, cos[0], sin[0]).unflatten(1, (self.info.num_kv_heads, -1)).squeeze(3)
+        keys = context.keys[:, :, : context.num_tokens]
+        logits = torch.einsum("lhgd,lhnd->lhgn", queries, keys).float() * self.info.head_dim**-0.5
+        return logits.softmax(-1)[..., :size].flatten(1, 2)
 
 
 def _joined(keys: list[torch.Tensor], chunks: Sequence[ChunkKV]) -> tuple[torch.Tensor, torch.Tensor, int]:

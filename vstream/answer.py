@@ -9,13 +9,16 @@ from dataclasses import dataclass, replace
 
 from data.errors import QuestionError
 from memory.base import Bank
-from model_adapters.base import ChunkKV, KVContext, ModelAdapter, Query
+from model_adapters.base import AttentionTrace, ChunkKV, KVContext, ModelAdapter, Query
 from retrieval.base import Hit, Retriever
 from retrieval.per_layer import PerLayer
 from vstream.config import SessionConfig
 from vstream.turns import Turns
 
 MAX_QUESTION_CHARACTERS = 4000
+MAX_EVIDENCE = 8
+EVIDENCE_SHARE = 0.25
+"""Evidence is what drew at least this share of the attention that the first of it drew."""
 
 
 @dataclass(frozen=True)
@@ -73,14 +76,19 @@ class Answerer:
         started = time.perf_counter()
         run = self.adapter.question_run(question, turns)
         config = self.config
-        with self._built(question, sink, view, run.num_tokens) as (context, evidence):
-            answer = Answer("", kind, view.asked_at_seconds, evidence, 0.0, context.num_tokens + run.num_tokens)
-            tokens = self.adapter.generate(context, run, config.max_new_tokens, config.temperature, config.seed)
+        with self._built(question, sink, view, run.num_tokens) as built:
+            trace = AttentionTrace() if built.shared else None
+            num_tokens = built.context.num_tokens + run.num_tokens
+            answer = Answer("", kind, view.asked_at_seconds, built.evidence(None), 0.0, num_tokens)
+            tokens = self.adapter.generate(
+                built.context, run, config.max_new_tokens, config.temperature, config.seed, trace=trace
+            )
             while True:
                 with self.turns.answer():
                     text = next(tokens, None)
                 if not answer.ttft_seconds:
                     answer = replace(answer, ttft_seconds=time.perf_counter() - started)
+                answer = replace(answer, evidence=built.evidence(trace))
                 if text is None:
                     break
                 answer = replace(answer, text=text)
@@ -91,26 +99,25 @@ class Answerer:
         """The likeliest of `options` as the answer, and its number."""
         started = time.perf_counter()
         run = self.adapter.question_run(question)
-        with self._built(question, sink, view, run.num_tokens) as (context, evidence), self.turns.answer():
-            found = self.adapter.likelihoods(context, run, options)
+        with self._built(question, sink, view, run.num_tokens) as built, self.turns.answer():
+            found = self.adapter.likelihoods(built.context, run, options)
         choice = found.index(max(found))
         seconds = time.perf_counter() - started
-        return Answer(options[choice], "choice", view.asked_at_seconds, evidence, seconds, context.num_tokens, True), choice
+        num_tokens = built.context.num_tokens
+        answer = Answer(options[choice], "choice", view.asked_at_seconds, built.evidence(None), seconds, num_tokens, True)
+        return answer, choice
 
     @contextmanager
-    def _built(
-        self, question: str, sink: ChunkKV, view: View, num_question_tokens: int
-    ) -> Iterator[tuple[KVContext, tuple[Evidence, ...]]]:
-        """The context for one answer and its evidence; the chunks behind them stay pinned while it is open."""
+    def _built(self, question: str, sink: ChunkKV, view: View, num_question_tokens: int) -> Iterator[Built]:
+        """The context for one answer; the chunks behind it stay pinned while it is open."""
         with self.turns.answer():
             query = self.adapter.encode_question(question)
         layers = self._search(query, view)
         hits = list({hit.chunk_id: hit for row in layers for hit in row}.values())
-        tiers = {hit.chunk_id: self.bank.tier(hit.chunk_id) for hit in hits}
-        with self.bank.pinned([hit.chunk_id for hit in hits]):
-            with self.turns.answer():
-                context, read = self._context(sink, view, layers, num_question_tokens)
-            yield context, self._evidence(query, [hit for hit in hits if hit.chunk_id in read], view, tiers)
+        tiers = {hit.chunk_id: self.bank.tier(hit.chunk_id) or "gone" for hit in hits}
+        with self.bank.pinned([hit.chunk_id for hit in hits]), self.turns.answer():
+            built = self._context(sink, view, layers, tiers, num_question_tokens)
+        yield built
 
     def _search(self, query: Query, view: View) -> list[list[Hit]]:
         """The chunks to bring back: one row for all layers, or a row for each."""
@@ -123,27 +130,56 @@ class Answerer:
         return [retriever.search(query, top_k, view.until_seconds, exclude)]
 
     def _context(
-        self, sink: ChunkKV, view: View, layers: list[list[Hit]], num_question_tokens: int
-    ) -> tuple[KVContext, set[int]]:
-        """The context for one answer, and the ids of the retrieved chunks that could be read."""
-        wanted = sorted({hit.chunk_id: hit for row in layers for hit in row}.values(), key=lambda hit: hit.start_seconds)
+        self, sink: ChunkKV, view: View, layers: list[list[Hit]], tiers: dict[int, str], num_question_tokens: int
+    ) -> Built:
+        """The context for one answer: a copy, so that nothing stored is held or changed by what is done with it."""
+        hits = {hit.chunk_id: hit for row in layers for hit in row}
+        wanted = sorted(hits.values(), key=lambda hit: hit.start_seconds)
         chunks = {kv.chunk_id: kv for kv in self.bank.get([hit.chunk_id for hit in wanted])}
         recent = [*view.window, *([view.partial] if view.partial else [])]
         room = sum(kv.num_tokens for kv in [sink, *chunks.values(), *recent])
         context = self.adapter.new_context(room + num_question_tokens + self.config.max_new_tokens)
-        if len(layers) == 1:
+        shared = len(layers) == 1
+        if shared:
             self.adapter.append(context, [sink, *chunks.values(), *recent])
         else:
             self.adapter.append(context, [sink])
             rows = [[chunks[i] for i in sorted(hit.chunk_id for hit in row) if i in chunks] for row in layers]
             self.adapter.append_layers(context, rows)
             self.adapter.append(context, recent)
-        return context, set(chunks)
+        read = [hits[i] for i in chunks]
+        return Built(context, sink.num_tokens, [*chunks.values(), *recent], read, tiers, shared)
 
-    def _evidence(self, query: Query, hits: list[Hit], view: View, tiers: dict[int, str | None]) -> tuple[Evidence, ...]:
-        """Retrieved and window chunks, those most alike the question first."""
-        moments = [Evidence(h.chunk_id, h.start_seconds, h.end_seconds, h.score, tiers[h.chunk_id] or "gone") for h in hits]
-        return tuple(sorted(moments, key=lambda e: -e.score))
+
+@dataclass(frozen=True)
+class Built:
+    """A context with what stands in it. chunks: in order behind the sink. shared: all layers hold the same chunks."""
+
+    context: KVContext
+    num_sink_tokens: int
+    chunks: list[ChunkKV]
+    hits: list[Hit]
+    tiers: dict[int, str]
+    shared: bool
+
+    def evidence(self, trace: AttentionTrace | None) -> tuple[Evidence, ...]:
+        """The moments that the answer looked at, most first, with their share of its attention to the stream.
+
+        Without a trace: what was retrieved, with the retriever's scores.
+        """
+        if trace is None or trace.weights is None:
+            found = sorted(self.hits, key=lambda hit: -hit.score)
+            return tuple(Evidence(h.chunk_id, h.start_seconds, h.end_seconds, h.score, self.tiers[h.chunk_id]) for h in found)
+        weights = trace.weights[self.num_sink_tokens :].split([kv.num_tokens for kv in self.chunks])
+        sums = [float(w.sum()) for w in weights]
+        total = sum(sums) or 1.0
+        moments = sorted(zip(sums, self.chunks, strict=True), key=lambda pair: -pair[0])[:MAX_EVIDENCE]
+        least = EVIDENCE_SHARE * (moments[0][0] if moments else 0.0)
+        return tuple(
+            Evidence(kv.chunk_id, kv.start_seconds, kv.end_seconds, share / total, self.tiers.get(kv.chunk_id, "window"))
+            for share, kv in moments
+            if share >= least
+        )
 
 
 def checked_question(question: str) -> str:

@@ -17,7 +17,6 @@ from vstream.ui.stage import Snapshot, notice_html, stage_html
 from vstream.ui.studio import PageError, Studio
 from vstream.ui.tab import Tab
 from vstream.ui.text import seconds_of
-from vstream.ui.timeline import TIER_NAMES
 
 Updates = tuple[Any, ...]
 
@@ -27,8 +26,6 @@ class Handlers:
 
     def __init__(self, studio: Studio) -> None:
         self.studio = studio
-        # Without a GPU the first tier lies where the model computes, too.
-        self.tier_names = TIER_NAMES | {"gpu": "GPU" if studio.adapter.device.type == "cuda" else "CPU"}
 
     def open(self, request: gr.Request) -> Updates:
         """The page was loaded. Returns the notice, the pieces, the chat and the chips."""
@@ -172,7 +169,7 @@ class Handlers:
         self.studio.close(_key(request))
 
     def _pieces(self, tab: Tab) -> Updates:
-        pieces = fresh(tab, self.tier_names)
+        pieces = fresh(tab)
         return tuple(pieces.get(name, gr.skip()) for name in ("stage", "telemetry", "timeline"))
 
     def _evidence(self, tab: Tab, exchange: Exchange) -> Updates:

@@ -12,7 +12,7 @@ from vstream.ui.handlers import Handlers
 from vstream.ui.stage import Snapshot, stage_html, telemetry_html
 from vstream.ui.studio import Studio
 from vstream.ui.text import escaped
-from vstream.ui.timeline import legend_html, timeline_html
+from vstream.ui.timeline import legend_html, tier_names, timeline_html
 
 TITLE = "vstream"
 CAMERA_NOTE = "Press record to start. Browsers give the camera to this computer and to https pages only."
@@ -21,12 +21,14 @@ CSS_FILE = Path(__file__).with_name("page.css")
 REFRESH_SECONDS = 0.8
 CAMERA_SECONDS = 0.25
 """Twice as often as frames are sampled by default, so that hardly a sampling slot stays empty."""
-SPEEDS = [("1 × (live)", 1.0), ("4 ×", 4.0), ("as fast as it can", 0.0)]
+SPEEDS = [("live", 1.0), ("4 ×", 4.0), ("fastest", 0.0)]
 
 CHOOSE_CHUNK = """
 element.addEventListener('click', (event) => {
   const button = event.target.closest('[data-chunk]');
-  if (button) trigger('click', {chunk: Number(button.dataset.chunk)});
+  if (!button) return;
+  trigger('click', {chunk: Number(button.dataset.chunk)});
+  document.getElementById('stage')?.scrollIntoView({block: 'nearest', behavior: 'smooth'});
 });
 element.addEventListener('keydown', (event) => {
   const step = {ArrowLeft: -1, ArrowRight: 1, Home: -1e9, End: 1e9}[event.key];
@@ -47,6 +49,7 @@ WORKING: dict[str, Any] = HIDDEN | {"concurrency_limit": None}
 def build(studio: Studio) -> gr.Blocks:
     """The page over `studio`. Launch it with `vstream.ui.serve`."""
     handlers = Handlers(studio)
+    names = tier_names(studio.adapter.device.type)
     model = studio.adapter.info.name.rstrip("/").rpartition("/")[2]
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(3600, 24 * 3600)) as page:
         gr.HTML(f'<header class="vs-header"><h1>{TITLE}</h1><p>{PROMISE} Model: {escaped(model)}</p></header>')
@@ -58,9 +61,9 @@ def build(studio: Studio) -> gr.Blocks:
                 with gr.Row(elem_classes="vs-buttons"):
                     stop_stream = gr.Button("Stop stream", size="sm", elem_id="stop-stream")
                     back = gr.Button("Back to live", size="sm", interactive=False, elem_id="back-to-live")
-                timeline = gr.HTML(timeline_html([]), js_on_load=CHOOSE_CHUNK, elem_id="timeline")
-                gr.HTML(legend_html(handlers.tier_names["gpu"]))
-                telemetry = gr.HTML(telemetry_html(Snapshot(), handlers.tier_names), elem_id="telemetry")
+                timeline = gr.HTML(timeline_html([], names), js_on_load=CHOOSE_CHUNK, elem_id="timeline")
+                gr.HTML(legend_html(names))
+                telemetry = gr.HTML(telemetry_html(Snapshot(), names), elem_id="telemetry")
             with gr.Column(scale=4, min_width=320):
                 chat = gr.Chatbot(
                     label="Conversation",

@@ -10,12 +10,12 @@ CHUNKS_PER_SECOND = 4000
 """A long timeline is drawn less often: one second of patience per so many chunks."""
 
 
-def fresh(tab: Tab, tier_names: dict[str, str]) -> dict[str, str]:
+def fresh(tab: Tab) -> dict[str, str]:
     """HTML of `stage`, `telemetry` and `timeline`, as far as the page does not show it yet."""
     snapshot = tab.snapshot()
     found = {
         "stage": stage_html(snapshot, tab.picture(), tab.moment is not None),
-        "telemetry": telemetry_html(snapshot, tier_names),
+        "telemetry": telemetry_html(snapshot, tab.tier_names),
     }
     key = _timeline_key(tab, snapshot)
     if tab.sent.get("timeline key") != key:
@@ -28,7 +28,7 @@ def fresh(tab: Tab, tier_names: dict[str, str]) -> dict[str, str]:
 
 def timeline_of(tab: Tab) -> str:
     """The timeline as HTML, with the chunks behind the last answer marked."""
-    return timeline_html(bars_of(tab.records(), tab.tier, tab.marked))
+    return timeline_html(bars_of(tab.records(), tab.tier, tab.marked), tab.tier_names)
 
 
 def _timeline_key(tab: Tab, snapshot: Snapshot) -> tuple[object, ...]:

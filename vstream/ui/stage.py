@@ -94,14 +94,15 @@ def kept_cells_svg(keep: np.ndarray) -> str:
 def telemetry_html(snapshot: Snapshot, tier_names: dict[str, str]) -> str:
     """The strip of figures. tier_names: from a tier's name in the bank to what the page calls it."""
     s = snapshot
-    kept = percent(s.num_kept_tokens / s.num_seen_tokens) if s.num_seen_tokens else "–"
+    dropped = percent(1 - s.num_kept_tokens / s.num_seen_tokens) if s.num_seen_tokens else "–"
     figures = [
         ("stream time", clock(s.now_seconds)),
         ("lag", f"{s.lag_seconds:.1f} s"),
         ("fps in", f"{s.fps:.1f}"),
         ("frames dropped", count(s.num_dropped_frames)),
         ("chunks", count(s.num_chunks)),
-        ("tokens kept / seen", f"{count(s.num_kept_tokens)} / {count(s.num_seen_tokens)} ({kept})"),
+        ("tokens kept / seen", f"{count(s.num_kept_tokens)} / {count(s.num_seen_tokens)}"),
+        ("tokens dropped", dropped),
         *((f"{tier_names.get(tier, tier)} tier", size(num)) for tier, num in s.num_bytes.items()),
         ("first token", f"{s.ttft_seconds:.2f} s" if s.ttft_seconds else "–"),
         ("tokens/s", f"{s.tokens_per_second:.1f}" if s.tokens_per_second else "–"),

@@ -24,7 +24,7 @@ from vstream.turns import Turns
 from vstream.ui.dialogue import Exchange, finished_turns
 from vstream.ui.stage import Picture, Snapshot
 from vstream.ui.text import clock, percent, span
-from vstream.ui.timeline import TIER_NAMES
+from vstream.ui.timeline import tier_names
 from vstream.ui.watched import WatchedSource
 
 CAMERA_SILENCE_SECONDS = 3.0
@@ -40,6 +40,7 @@ class Tab:
         self.config = config
         self.turns = turns
         self.folder = folder
+        self.tier_names = tier_names(adapter.device.type)
         self.session: StreamSession | None = None
         self.source: WatchedSource | None = None
         self.feeder: Feeder | None = None
@@ -186,7 +187,7 @@ class Tab:
         if record is None:
             return None
         large = self.source.picture(chunk_id) if self.source else None
-        tier = TIER_NAMES.get(self.tier(chunk_id) or "gone", "")
+        tier = self.tier_names[self.tier(chunk_id) or "gone"]
         caption = (
             f"{span(record.start_seconds, record.end_seconds)} · {percent(record.drop_ratio)} of its tokens dropped · {tier}"
         )

@@ -27,7 +27,7 @@ def span(start_seconds: float, end_seconds: float) -> str:
 
 
 def seconds_of(text: str | None) -> float | None:
-    """The stream time that somebody typed, `134`, `134.5`, `2:14` or `1:02:14`; None for an empty text. Raises QuestionError."""
+    """The stream time that somebody typed: `134`, `134.5`, `2:14`, `1:02:14`. None for no text. Raises QuestionError."""
     text = (text or "").strip()
     if not text:
         return None

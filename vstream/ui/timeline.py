@@ -12,7 +12,11 @@ from vstream.ui.text import clock, escaped, percent, span
 MAX_BARS = 240
 MIN_BARS = 40
 """A young stream does not fill the width: its bars stay this narrow at least."""
-TIER_NAMES = {"gpu": "GPU", "ram": "RAM", "disk": "disk", "gone": "not stored"}
+
+
+def tier_names(device: str) -> dict[str, str]:
+    """What the page calls the tiers. Without a GPU (device "cpu") the first tier lies where the model computes, too."""
+    return {"gpu": "CPU" if device == "cpu" else "GPU", "ram": "RAM", "disk": "disk", "gone": "not stored"}
 
 
 @dataclass(frozen=True)
@@ -62,14 +66,14 @@ def _bar(run: list[ChunkRecord], tier_of: Callable[[int], str | None], marked: C
     )
 
 
-def timeline_html(bars: Sequence[Bar]) -> str:
-    """The bars over a time axis. Each is a button with `data-chunk`; the arrow keys move among them."""
+def timeline_html(bars: Sequence[Bar], names: dict[str, str]) -> str:
+    """Bars over a time axis; names: see `tier_names`. Each is a button with `data-chunk`; the arrow keys move among them."""
     if not bars:
         return '<div class="vs-timeline"><p class="vs-empty">The timeline starts with the first stored chunk.</p></div>'
     start = bars[0].start_seconds
     shortest = min(bar.end_seconds - bar.start_seconds for bar in bars)
     seconds = max(bars[-1].end_seconds - start, MIN_BARS * shortest)
-    drawn = "".join(_bar_html(bar, start, seconds, index == len(bars) - 1) for index, bar in enumerate(bars))
+    drawn = "".join(_bar_html(bar, names, start, seconds, index == len(bars) - 1) for index, bar in enumerate(bars))
     ticks = "".join(f"<span>{clock(start + seconds * part / 4)}</span>" for part in range(5))
     return (
         '<div class="vs-timeline"><div class="vs-bars" role="group" aria-label="Timeline of stored chunks">'
@@ -77,28 +81,27 @@ def timeline_html(bars: Sequence[Bar]) -> str:
     )
 
 
-def _bar_html(bar: Bar, start: float, seconds: float, last: bool) -> str:
-    tier = TIER_NAMES.get(bar.tier, bar.tier)
+def _bar_html(bar: Bar, names: dict[str, str], start: float, seconds: float, last: bool) -> str:
+    tier = names.get(bar.tier, bar.tier)
     title = f"{span(bar.start_seconds, bar.end_seconds)} · {percent(1 - bar.kept_ratio)} dropped · {tier}"
     if bar.num_chunks > 1:
         title += f" · {bar.num_chunks} chunks"
     if bar.marked:
         title += " · behind the last answer"
     title = escaped(title)
-    names = f"vs-bar vs-{escaped(bar.tier)}" + (" vs-marked" if bar.marked else "")
+    classes = f"vs-bar vs-{escaped(bar.tier)}" + (" vs-marked" if bar.marked else "")
     left, width = (100 * x / seconds for x in (bar.start_seconds - start, bar.end_seconds - bar.start_seconds))
     return (
-        f'<button type="button" class="{names}" data-chunk="{bar.chunk_id}" style="left:{left:.3f}%;width:{width:.3f}%"'
+        f'<button type="button" class="{classes}" data-chunk="{bar.chunk_id}" style="left:{left:.3f}%;width:{width:.3f}%"'
         f' tabindex="{0 if last else -1}" title="{title}" aria-label="{title}">'
         f'<i style="height:{max(5.0, 100 * bar.kept_ratio):.0f}%"></i></button>'
     )
 
 
-def legend_html(fast_tier: str = "GPU") -> str:
-    """What the colours and heights mean. fast_tier: what the first tier is on this machine."""
+def legend_html(names: dict[str, str]) -> str:
+    """What the colours and heights mean."""
     tiers = "".join(
-        f'<li><i class="vs-swatch vs-{tier}"></i>{escaped(name)}</li>'
-        for tier, name in (("gpu", fast_tier), ("ram", "RAM"), ("disk", "disk"))
+        f'<li><i class="vs-swatch vs-{tier}"></i>{escaped(name)}</li>' for tier, name in names.items() if tier != "gone"
     )
     rest = '<li><i class="vs-swatch vs-mark"></i>last answer</li><li>height: share of tokens kept</li>'
     return f'<ul class="vs-legend">{tiers}{rest}</ul>'
