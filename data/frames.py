@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -50,9 +50,12 @@ def tick_of(pts_seconds: float, per_second: float) -> int:
     return math.floor((pts_seconds + PTS_TOLERANCE_SECONDS) * per_second)
 
 
-def sample(frames: Iterable[Frame], fps: float) -> Iterator[Frame]:
-    """Keep the first frame of every slot of 1/fps seconds. Causal, and right for variable frame rates."""
-    last = None
+def sample(frames: Iterable[Frame], fps: float, after_seconds: float | None = None) -> Iterator[Frame]:
+    """Keep the first frame of every slot of 1/fps seconds. Causal, and right for variable frame rates.
+
+    after_seconds: the pts of a frame that was kept before; its slot is taken.
+    """
+    last = None if after_seconds is None else tick_of(after_seconds, fps)
     for frame in frames:
         tick = tick_of(frame.pts_seconds, fps)
         if last is None or tick > last:
@@ -63,24 +66,24 @@ def sample(frames: Iterable[Frame], fps: float) -> Iterator[Frame]:
 class Chunker:
     """Cuts sampled frames into chunks of `chunk_seconds`. `push` returns the chunk that a frame completes, if any.
 
-    A chunk is complete when it holds its `chunk_seconds * fps` frames, or when a later frame shows that no more will come.
+    A chunk is complete when no later sampled frame can fall into its slot, or when a later frame shows that none will come.
+    It holds pictures of one size: frames of another one are fitted to its first until the slot ends.
     """
 
     def __init__(self, fps: float, chunk_seconds: float) -> None:
         self.fps = fps
         self.chunk_seconds = chunk_seconds
-        self.frames_per_chunk = max(1, round(fps * chunk_seconds))
         self._open: list[Frame] = []
 
     def push(self, frame: Frame) -> list[Chunk]:
         """Add a sampled frame; returns the chunks that are complete now (0, 1 or 2), oldest first."""
         done: list[Chunk] = []
-        slot = tick_of(frame.pts_seconds, 1 / self.chunk_seconds)
-        changed = bool(self._open) and (slot != self.slot_of(self._open[0]) or frame.data.shape != self._open[0].data.shape)
-        if changed:
+        slot = self.slot_of(frame)
+        if self._open and slot != self.slot_of(self._open[0]):
             done.append(self._cut())
-        self._open.append(frame)
-        if len(self._open) >= self.frames_per_chunk:
+        self._open.append(replace(frame, data=_fitted(frame.data, self._open[0].data)) if self._open else frame)
+        next_tick_seconds = (tick_of(frame.pts_seconds, self.fps) + 1) / self.fps
+        if next_tick_seconds >= (slot + 1) * self.chunk_seconds - 1e-6:
             done.append(self._cut())
         return done
 
@@ -109,3 +112,11 @@ class Chunker:
             start_seconds=slot * self.chunk_seconds,
             end_seconds=(slot + 1) * self.chunk_seconds,
         )
+
+
+def _fitted(picture: np.ndarray, like: np.ndarray) -> np.ndarray:
+    """`picture` [3, H, W] in the size of `like`, by nearest neighbour; itself where the sizes agree."""
+    if picture.shape == like.shape:
+        return picture
+    rows, columns = (np.arange(size) * old // size for size, old in zip(like.shape[1:], picture.shape[1:], strict=True))
+    return picture[:, rows][:, :, columns]

@@ -65,7 +65,12 @@ class KeySimilarity(Retriever):
             self._index.remove(rows)
 
     def search(self, query: Query, top_k: int, until_seconds: float, exclude: Collection[int] = ()) -> list[Hit]:
-        best = self._best(query, top_k, self.timeline.allowed(until_seconds, exclude))
+        if self.timeline.holds_all(until_seconds):
+            # The usual case, a question about now: fetching a few too many is cheaper than a selector over all ids.
+            wider = self._best(query, top_k + len(exclude), None)
+            best = dict([(i, score) for i, score in wider.items() if i not in exclude][: max(0, top_k)])
+        else:
+            best = self._best(query, top_k, self.timeline.allowed(until_seconds, exclude))
         return [self.timeline.hit(chunk_id, score) for chunk_id, score in best.items()]
 
     def scores(self, query: Query, until_seconds: float) -> tuple[np.ndarray, np.ndarray]:
@@ -97,21 +102,20 @@ class KeySimilarity(Retriever):
         far = (tokens - mean).square().sum(1).topk(min(self.num_tokens, len(tokens))).indices
         return tokens[far.sort().values]
 
-    def _best(self, query: Query, num: int, allowed: list[int]) -> dict[int, float]:
-        """The `num` best chunks with their scores, best first."""
+    def _best(self, query: Query, num: int, allowed: list[int] | None) -> dict[int, float]:
+        """The `num` best chunks with their scores, best first. allowed: ids to choose from; None: all."""
         if self._index is None or num <= 0:
             return {}
         per_layer = query.per_layer if self.layers is None else query.per_layer[self.layers]
-        rows = [row for chunk_id in allowed for row in self._rows[chunk_id]]
-        # A selector of every id costs more than none.
-        selected = None if len(rows) == len(self._index) else rows
+        rows = None if allowed is None else [row for chunk_id in allowed for row in self._rows[chunk_id]]
+        num_there = len(self._index) if rows is None else len(rows)
         num_rows = num
         while True:
-            found = self._index.search(per_layer.flatten(), num_rows, selected)
+            found = self._index.search(per_layer.flatten(), num_rows, rows)
             best: dict[int, float] = {}
             for row, score in found:
                 # A chunk's first row in this order is its best one.
                 best.setdefault(self._chunk_of[row], score)
-            if len(best) >= num or len(found) == len(rows):
+            if len(best) >= num or len(found) == num_there:
                 return dict(list(best.items())[:num])
-            num_rows = min(len(rows), 2 * num_rows)
+            num_rows = min(num_there, 2 * num_rows)

@@ -32,17 +32,15 @@ class Neighbours(Retriever):
 
     def search(self, query: Query, top_k: int, until_seconds: float, exclude: Collection[int] = ()) -> list[Hit]:
         excluded = set(exclude)
-        order = self.timeline.allowed(until_seconds)
-        place = {chunk_id: at for at, chunk_id in enumerate(order)}
         widened: dict[int, Hit] = {}
         for hit in self.base.search(query, top_k, until_seconds, exclude):
             # After comes before: the question that needs a neighbour is most often "what came after".
             steps = sorted([*range(-self.before, 0), *range(1, self.after + 1)], key=lambda step: (abs(step), -step))
             widened.setdefault(hit.chunk_id, hit)
             for step in steps:
-                at = place[hit.chunk_id] + step
-                if 0 <= at < len(order) and order[at] not in excluded:
-                    widened.setdefault(order[at], self.timeline.hit(order[at], hit.score))
+                near = self.timeline.beside(hit.chunk_id, step)
+                if near is not None and near not in excluded and self.timeline.ends_by(near, until_seconds):
+                    widened.setdefault(near, self.timeline.hit(near, hit.score))
         return list(widened.values())[: max(0, top_k)]
 
     @property

@@ -32,6 +32,8 @@ class Temporal(TimeOnly):
     def search(self, query: Query, top_k: int, until_seconds: float, exclude: Collection[int] = ()) -> list[Hit]:
         now = until_seconds if math.isfinite(until_seconds) else self.timeline.end_seconds
         spans = parse_times(query.text, now)
+        if not spans:
+            return []
         order = self.timeline.allowed(until_seconds)
         excluded = set(exclude)
         inside = [[chunk_id for chunk_id in order if self._overlaps(chunk_id, span)] for span in spans]

@@ -40,6 +40,18 @@ class Timeline:
         until = until_seconds + TOLERANCE_SECONDS
         return [i for _, i in self._order if self._spans[i][1] <= until and i not in excluded]
 
+    def holds_all(self, until_seconds: float) -> bool:
+        """Whether every chunk ends by `until_seconds`: then a search needs no filter. Asked of the last chunk only."""
+        return self.end_seconds <= until_seconds + TOLERANCE_SECONDS
+
+    def beside(self, chunk_id: int, step: int) -> int | None:
+        """The chunk `step` places after `chunk_id` in stream order (before, if negative), if there is one."""
+        at = bisect_left(self._order, (self._spans[chunk_id][0], chunk_id)) + step
+        return self._order[at][1] if 0 <= at < len(self._order) else None
+
+    def ends_by(self, chunk_id: int, until_seconds: float) -> bool:
+        return self._spans[chunk_id][1] <= until_seconds + TOLERANCE_SECONDS
+
     def span(self, chunk_id: int) -> tuple[float, float]:
         return self._spans[chunk_id]
 

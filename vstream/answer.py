@@ -81,7 +81,7 @@ class Answerer:
             num_tokens = built.context.num_tokens + run.num_tokens
             answer = Answer("", kind, view.asked_at_seconds, built.evidence(None), 0.0, num_tokens)
             tokens = self.adapter.generate(
-                built.context, run, config.max_new_tokens, config.temperature, config.seed, trace=trace
+                built.context, run, config.max_new_tokens, float(config.temperature), config.seed, trace=trace
             )
             while True:
                 with self.turns.answer():
@@ -112,7 +112,8 @@ class Answerer:
         """The context for one answer; the chunks behind it stay pinned while it is open."""
         with self.turns.answer():
             query = self.adapter.encode_question(question)
-        layers = self._search(query, view)
+            # Inside the turn: a retriever is used by one thread at a time, and ingest adds to it.
+            layers = self._search(query, view)
         hits = list({hit.chunk_id: hit for row in layers for hit in row}.values())
         tiers = {hit.chunk_id: self.bank.tier(hit.chunk_id) or "gone" for hit in hits}
         with self.bank.pinned([hit.chunk_id for hit in hits]), self.turns.answer():
@@ -136,6 +137,8 @@ class Answerer:
         hits = {hit.chunk_id: hit for row in layers for hit in row}
         wanted = sorted(hits.values(), key=lambda hit: hit.start_seconds)
         chunks = {kv.chunk_id: kv for kv in self.bank.get([hit.chunk_id for hit in wanted])}
+        # What memory could not give back, dropped or damaged, must not be found again.
+        self.retriever.remove(hits.keys() - chunks.keys())
         recent = [*view.window, *([view.partial] if view.partial else [])]
         room = sum(kv.num_tokens for kv in [sink, *chunks.values(), *recent])
         context = self.adapter.new_context(room + num_question_tokens + self.config.max_new_tokens)
@@ -183,10 +186,17 @@ class Built:
 
 
 def checked_question(question: str) -> str:
-    """The question without surrounding space. Raises QuestionError if it is empty or too long."""
+    """The question without surrounding space. Raises QuestionError if it is empty, too long, or no text."""
     question = question.strip()
     if not question:
         raise QuestionError("the question is empty; ask something about the stream")
     if len(question) > MAX_QUESTION_CHARACTERS:
         raise QuestionError(f"the question has {len(question)} characters; {MAX_QUESTION_CHARACTERS} is the most, shorten it")
+    if not is_text(question):
+        raise QuestionError("the question holds characters that are no text; write it in UTF-8")
     return question
+
+
+def is_text(words: str) -> bool:
+    """Whether `words` can be written down: what came out of undecodable bytes or half a surrogate pair cannot."""
+    return not any("\ud800" <= character <= "\udfff" for character in words)

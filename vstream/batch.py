@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -18,6 +18,7 @@ from data.errors import QuestionError, VStreamError
 from data.sources import open_source
 from model_adapters.base import ModelAdapter
 from model_adapters.registry import load_adapter
+from vstream.answer import is_text
 from vstream.config import SessionConfig
 from vstream.progress import Progress
 from vstream.recorded import Reel
@@ -49,20 +50,36 @@ def run(questions: Path, out: Path, job: Job, workers: int = 1, limit: int | Non
     """
     if workers < 1:
         raise QuestionError(f"--workers is {workers}; give at least 1")
-    rows = list(read_questions(questions))[:limit]
-    done = read_answers(out, job)
+    if limit is not None and limit < 1:
+        raise QuestionError(f"--limit is {limit}; give at least 1")
+    every_row = list(read_questions(questions))
+    rows = every_row[:limit]
+    earlier = read_answers(out, job)
+    done = {row["key"]: earlier[row["key"]] for row in every_row if _same_question(row, earlier.get(row["key"]))}
     open_rows = [row for row in rows if row["key"] not in done]
+    if out.exists():
+        # Without the torn line that a stopped run may have left: what is appended now must begin a line.
+        _replace(out, done.values())
     with Progress("answering", len(rows), "rows") as progress, _appending(out) as file:
         for answer in _answers(open_rows, job, workers):
             done[answer["key"]] = answer
             file.write(json.dumps(answer) + "\n")
             file.flush()
             progress.update(len(done))
-    ordered = [done[row["key"]] for row in rows]
+    _replace(out, [done[row["key"]] for row in every_row if row["key"] in done])
+    return sum("error" in done[row["key"]] for row in rows), len(rows)
+
+
+def _replace(out: Path, rows: Iterable[Row]) -> None:
+    """Write a temporary file, then rename it: a stop in between leaves the old one."""
     temporary = out.with_name(out.name + ".tmp")
-    temporary.write_text("".join(json.dumps(row) + "\n" for row in ordered))
+    temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
     os.replace(temporary, out)
-    return sum("error" in row for row in ordered), len(ordered)
+
+
+def _same_question(row: Row, answer: Row | None) -> bool:
+    """Whether `answer` is to the row as it stands now; an id may have been given to another question since."""
+    return answer is not None and all(row.get(name) == answer.get(name) for name in ("video", "question", "at", "options"))
 
 
 def _appending(out: Path):
@@ -75,7 +92,8 @@ def _appending(out: Path):
 def read_questions(path: Path) -> Iterator[Row]:
     """The rows of a JSON-lines file. A row that cannot be used carries an `error`; QuestionError if there is no file."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        # Not splitlines: JSON may hold other line separators inside of its strings.
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise QuestionError(f"{path} cannot be read as text; give a file of JSON lines") from error
     seen: set[str] = set()
@@ -98,6 +116,8 @@ def _parsed(line: str) -> tuple[Row, str | None]:
         return {}, f"the line is not JSON ({error})"
     if not isinstance(row, dict):
         return {}, "the line is not a JSON object"
+    if not is_text(json.dumps(row, ensure_ascii=False)):
+        return {}, "the line holds half of a surrogate pair, which is no text"
     for name in ("video", "question"):
         if not isinstance(row.get(name), str):
             return row, f"{name!r} is missing or no text"
@@ -117,7 +137,10 @@ def read_answers(out: Path, job: Job) -> dict[str, Row]:
     if not out.exists():
         return {}
     done: dict[str, Row] = {}
-    lines = out.read_text().splitlines()
+    try:
+        lines = out.read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise QuestionError(f"{out} cannot be read as text; choose another --out") from error
     for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line)
@@ -125,7 +148,7 @@ def read_answers(out: Path, job: Job) -> dict[str, Row]:
             if number == len(lines):
                 break
             raise QuestionError(f"line {number} of {out} is not JSON; delete the file or choose another --out") from error
-        if row.get("config") != job.hash:
+        if not isinstance(row, dict) or "key" not in row or row.get("config") != job.hash:
             raise QuestionError(f"{out} holds answers of another model or other settings; delete it or choose another --out")
         if "error" not in row:
             done[row["key"]] = row

@@ -28,14 +28,14 @@ class SessionConfig:
 
     fps: float = _field(2.0, "frames per second that are looked at", 0.01, 60)
     chunk_seconds: float = _field(1.0, "length of a chunk", 0.1, 60)
-    window_seconds: float = _field(16.0, "recent stream that is always in view", 0, 3600)
+    window_seconds: float = _field(8.0, "recent stream that is always in view", 0, 3600)
     drop: str = _field("pixel", "where unchanged visual tokens are dropped")
     drop_threshold: float | None = _field(None, "change below which a token is dropped; default: 0.03 pixel, 0.1 feature", 0, 2)
     drop_target: float | None = _field(None, "drop ratio to calibrate the threshold to, on the stream's first chunks", 0, 0.99)
     drop_reference: str = _field("last_kept", "what a token is compared with")
     key_every: int = _field(16, "every n-th chunk is kept whole", 1, 1_000_000)
     retrieval: str = _field("key_similarity", "how chunks are brought back for a question")
-    top_k: int = _field(16, "chunks brought back at most", 0, 100_000)
+    top_k: int = _field(8, "chunks brought back at most", 0, 100_000)
     gate: float = _field(0.0, "robust z-score below which retrieval stays out of the context; 0: always in", 0, 1000)
     gpu_bytes: int = _field(2 * GIB, "memory on the compute device for stored chunks", 0)
     ram_bytes: int = _field(4 * GIB, "RAM for stored chunks", 0)
@@ -43,7 +43,7 @@ class SessionConfig:
     kv_codec: str = _field("native", "how stored chunks are encoded")
     max_new_tokens: int = _field(128, "length of an answer", 1, 32_768)
     temperature: float = _field(0.0, "0: the most likely answer", 0, 10)
-    seed: int = _field(0, "seed of sampling", 0)
+    seed: int = _field(0, "seed of sampling", 0, 2**63 - 1)
 
     def __post_init__(self) -> None:
         for f in fields(self):
@@ -55,8 +55,9 @@ class SessionConfig:
             low, high = f.metadata["low"], f.metadata["high"]
             if value is None and f.default is None:
                 continue
-            if isinstance(value, bool) or not isinstance(value, int | float) or value != value:
-                raise ConfigError(f"{f.name} is {value!r}; give a number")
+            whole = f.type == "int"
+            if isinstance(value, bool) or not isinstance(value, int if whole else int | float) or value != value:
+                raise ConfigError(f"{f.name} is {value!r}; give a {'whole ' if whole else ''}number")
             if (low is not None and value < low) or (high is not None and value > high):
                 raise ConfigError(f"{f.name} is {value}; give a number from {low} to {'any' if high is None else high}")
         if self.fps * self.chunk_seconds < 1:

@@ -69,8 +69,9 @@ class Ingest:
         """Encode and store one chunk. Returns its record and the ids of chunks that memory dropped to make room."""
         kv, keep = self._encode(chunk, self.live, peek=False)
         dropped = self.bank.put(kv)
-        self.retriever.remove(dropped)
+        # Added first: where no tier can hold it, the chunk itself is among the dropped.
         self.retriever.add(kv)
+        self.retriever.remove(dropped)
         self._slide(kv)
         record = ChunkRecord(
             chunk_id=chunk.chunk_id,

@@ -52,28 +52,28 @@ class StreamSession:
 
     def feed(self, frames: Iterable[Frame]) -> Iterator[ChunkRecord]:
         """Watch frames in stream order; yields the record of every chunk as it is stored. Lazy: iterate it to make it run."""
-        for frame in sample(frames, self.config.fps):
+        for frame in sample(frames, self.config.fps, after_seconds=self._now):
             yield from self.push(frame)
 
     def push(self, frame: Frame) -> list[ChunkRecord]:
         """Watch one frame that is already sampled to `fps`. Returns the records of the chunks it completed."""
-        with self._lock:
-            chunks = self.chunker.push(frame)
+        # Cut and stored in one turn: a question in between would see neither the open chunk nor the stored one.
+        with self.turns.ingest(), self._lock:
             self._now = frame.pts_seconds
-        self.stats.num_frames += 1
-        return [self._store(chunk) for chunk in chunks]
+            self.stats.num_frames += 1
+            return [self._store(chunk) for chunk in self.chunker.push(frame)]
 
     def finish(self) -> list[ChunkRecord]:
         """The stream has ended: store its last, unfinished chunk."""
-        return [self._store(chunk) for chunk in self.chunker.flush()]
+        with self.turns.ingest(), self._lock:
+            return [self._store(chunk) for chunk in self.chunker.flush()]
 
     def _store(self, chunk: Chunk) -> ChunkRecord:
-        with self.turns.ingest(), self._lock:
-            record, dropped = self.ingest.add(chunk)
-            self._records[record.chunk_id] = record
-            for chunk_id in dropped:
-                self._records.pop(chunk_id, None)
-            self.stats.count(record)
+        record, dropped = self.ingest.add(chunk)
+        self._records[record.chunk_id] = record
+        for chunk_id in dropped:
+            self._records.pop(chunk_id, None)
+        self.stats.count(record)
         return record
 
     def ask(self, question: str, at: float | None = None, turns: Sequence[tuple[str, str]] = ()) -> Iterator[Answer]:

@@ -6,6 +6,7 @@ level compares merged embeddings. Idea: TimeChat-Online (arXiv 2504.17343); the 
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 
@@ -37,9 +38,9 @@ class TokenDrop(ABC):
     def keep(self, picture: torch.Tensor, embed: Embed) -> Kept:
         """Decide on the next chunk. picture: uint8 [T, 3, h, w]; `embed` runs the tower, and is called only if needed."""
 
-    @abstractmethod
     def peek(self, picture: torch.Tensor, embed: Embed) -> Kept:
         """What `keep` would keep, leaving the reference as it is."""
+        return copy.deepcopy(self).keep(picture, embed)
 
 
 class KeepAll(TokenDrop):
@@ -48,8 +49,6 @@ class KeepAll(TokenDrop):
     def keep(self, picture: torch.Tensor, embed: Embed) -> Kept:
         visual = embed()
         return torch.ones(len(visual.embeds), dtype=torch.bool), visual
-
-    peek = keep
 
 
 class Threshold:
@@ -95,10 +94,6 @@ class PixelDrop(TokenDrop):
         self._chunks += 1
         return _with_tokens(torch.cat(masks), embed)
 
-    def peek(self, picture: torch.Tensor, embed: Embed) -> Kept:
-        kept = [(self.detector.change(slot) > self.threshold.value).flatten() for slot in picture.split(self.frames_per_slot)]
-        return _with_tokens(torch.cat(kept), embed)
-
 
 class FeatureDrop(TokenDrop):
     """Drops merged tokens whose embedding did not turn. One slot's tokens are compared with the same cells' reference."""
@@ -126,11 +121,6 @@ class FeatureDrop(TokenDrop):
             masks.append(kept)
         self._chunks += 1
         return torch.cat(masks).cpu(), visual
-
-    def peek(self, picture: torch.Tensor, embed: Embed) -> Kept:
-        visual = embed()
-        slots = visual.embeds.float().split(visual.grid[1] * visual.grid[2])
-        return torch.cat([self._change(tokens) > self.threshold.value for tokens in slots]).cpu(), visual
 
     def _change(self, tokens: torch.Tensor) -> torch.Tensor:
         if self._held is None or self._held.shape != tokens.shape:

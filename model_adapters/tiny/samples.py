@@ -75,7 +75,7 @@ class Sampler:
     def batch(self, max_chunks: int, tokens: int) -> Batch:
         rng = self.rng
         num = int(rng.integers(max(1, max_chunks // 2), max_chunks + 1))
-        window = int(rng.integers(4, 17))
+        window = int(rng.integers(4, 13))
         size = max(2, tokens // (num * 12 + self.num_questions * 13))
         return self._pack([self._stretch(num, window) for _ in range(size)], window)
 

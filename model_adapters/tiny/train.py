@@ -18,17 +18,19 @@ import torch.nn.functional as F
 
 from model_adapters.tiny.config import CHECKPOINT, build_model, build_tokenizer, write_side_files
 from model_adapters.tiny.library import Library
+from model_adapters.tiny.losses import Watcher, retrieval_loss, stamp_loss
 from model_adapters.tiny.optim import Optimizers, save_state
 from model_adapters.tiny.samples import QUESTION, Batch, Sampler
 from model_adapters.tiny.warmup import warm_up
 
-RETRIEVED_FAMILIES = ("when", "did", "which", "after")
 STREAM_SECONDS = 48
 SEARCHED = 3
 """Every how many steps the retrieval loss joins in; it learns faster than the answers do."""
+STAMP_WEIGHT, SEARCH_WEIGHT = 0.2, 0.1
+"""What the two helping losses count beside that of the answers."""
 REFRESHED = 4
 """Streams of the library that are replaced every ten steps."""
-GROWTH = ((0, 4), (200, 8), (500, 16), (1200, 28), (2200, 40))
+GROWTH = ((0, 4), (200, 8), (800, 16), (1500, 24), (2600, 36))
 """(step, chunks): from this step on, stretches hold up to that many chunks."""
 
 
@@ -47,51 +49,6 @@ def fix_numbers(model: Any, tokenizer: Any) -> None:
     free = torch.ones(model.get_input_embeddings().weight.shape[0], 1)
     free[tokenizer.convert_tokens_to_ids("0") :] = 0
     model.get_input_embeddings().weight.register_hook(lambda grad: grad * free.to(grad.dtype))
-
-
-class Watcher:
-    """Collects the un-rotated keys and queries of every layer during a forward pass, by hooks on k_norm and q_norm."""
-
-    def __init__(self, language_model: Any) -> None:
-        self.keys: list[torch.Tensor] = []
-        self.queries: list[torch.Tensor] = []
-        for layer in language_model.layers:
-            layer.self_attn.k_norm.register_forward_hook(lambda _m, _i, out: self.keys.append(out))
-            layer.self_attn.q_norm.register_forward_hook(lambda _m, _i, out: self.queries.append(out))
-
-    def take(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys [layers, B, S, kv_heads, d] and queries [layers, B, S, heads, d] since the last call."""
-        keys, queries = torch.stack(self.keys), torch.stack(self.queries)
-        self.keys, self.queries = [], []
-        return keys, queries
-
-
-def retrieval_loss(keys: torch.Tensor, queries: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, float]:
-    """Cross-entropy of key similarity against the chunks that prove each answer, and the recall at 8 of those chunks.
-
-    The score is the retriever's own: mean key per chunk, layer and KV head, times the mean question query, summed.
-    """
-    layers, size, _, kv_heads, dim = keys.shape
-    num_chunks = batch.visible.shape[2]
-    owner = torch.where((batch.owner >= 0) & (batch.owner < QUESTION), batch.owner, num_chunks)
-    one_hot = F.one_hot(owner, num_chunks + 1)[..., :num_chunks].to(keys.dtype)
-    mean = one_hot / one_hot.sum(1, keepdim=True).clamp(min=1)
-    chunk_keys = torch.einsum("bsc,lbshd->blchd", mean, keys)
-    mask = batch.question_mask.to(queries.dtype)
-    q = torch.einsum("bs,lbsgd->lbgd", mask / mask.sum(1, keepdim=True), queries)
-    q = q.view(layers, size, -1, kv_heads, q.shape[2] // kv_heads, dim).sum(4) * dim**-0.5
-    scores = torch.einsum("lbqhd,blchd->bqc", q, chunk_keys).float()
-    losses, recalls = [], []
-    for b, asked in enumerate(batch.asked):
-        for j, a in enumerate(asked):
-            if a.family in RETRIEVED_FAMILIES and a.evidence and a.chunk > 2:
-                row = scores[b, j, : a.chunk + 1]
-                losses.append(-row.log_softmax(0)[a.evidence].mean())
-                top = row.topk(min(8, len(row))).indices.tolist()
-                recalls.append(sum(k in top for k in a.evidence) / len(a.evidence))
-    if not losses:
-        return scores.sum() * 0, 1.0
-    return torch.stack(losses).mean(), float(np.mean(recalls))
 
 
 def forward(model: Any, library: Library, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
@@ -146,7 +103,8 @@ def train(
         layer.compile(dynamic=True)
     saved_at = started = time.monotonic()
     seen: dict[str, list[bool]] = {}
-    mean_loss = mean_recall = 0.0
+    mean_loss = mean_recall = mean_stamps = 0.0
+    first_number = tokenizer.convert_tokens_to_ids("0")
     while step < max_steps:
         optimizers.set_scale(min(1.0, (step + 1) / 60) * min(1.0, 1.2 * (1 - step / max_steps) + 0.02))
         chunks = max(c for s, c in GROWTH if s <= step)
@@ -156,23 +114,27 @@ def train(
         with torch.autocast(device.type, torch.bfloat16):
             logits, labels = forward(model, library, batch)
             keys, _ = watcher.take()
-            loss = answer_loss = F.cross_entropy(logits.float(), labels)
+            answer_loss = F.cross_entropy(logits.float(), labels)
+            stamps = stamp_loss(watcher.early, model, batch, first_number, rng)
+            loss = answer_loss + STAMP_WEIGHT * stamps
             if step % SEARCHED == 0:
                 language(inputs_embeds=model.get_input_embeddings()(batch.question_ids), use_cache=False)
                 _, queries = watcher.take()
                 search_loss, recall = retrieval_loss(keys, queries, batch)
-                loss = answer_loss + 0.1 * search_loss
+                loss = loss + SEARCH_WEIGHT * search_loss
                 mean_recall = 0.9 * mean_recall + 0.1 * recall
         optimizers.step(loss)
         step += 1
         mean_loss = 0.95 * mean_loss + 0.05 * answer_loss.item()
+        mean_stamps = 0.95 * mean_stamps + 0.05 * stamps.item()
         for family, hits in exact_by_family(logits, batch).items():
             seen[family] = (seen.get(family, []) + hits)[-400:]
         if step % 25 == 0:
             words = " ".join(f"{f} {np.mean(h):.2f}" for f, h in sorted(seen.items()))
             pace = (time.monotonic() - started) / 25
             print(
-                f"step {step} chunks {chunks} loss {mean_loss:.3f} recall@8 {mean_recall:.2f} | {words} | {pace:.2f} s/step",
+                f"step {step} chunks {chunks} loss {mean_loss:.3f} stamps {mean_stamps:.2f} recall@8 {mean_recall:.2f}"
+                f" | {words} | {pace:.2f} s/step",
                 file=sys.stderr,
                 flush=True,
             )

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vstream.answer import Answer
-from vstream.ui.text import clock
+from vstream.ui.text import clock, escaped
 
 
 @dataclass(frozen=True)
@@ -34,16 +34,22 @@ class Exchange:
         if self.answer is None:
             return ""
         if not self.answer.evidence:
-            return f"Asked at {clock(self.answer.asked_at_seconds)}: answered from the newest frames alone."
+            return f"Asked at {clock(self.answer.asked_at_seconds)}: no moment stood out."
         return f"Asked at {clock(self.answer.asked_at_seconds)}: moments this answer rests on, the best match first"
 
 
 def messages(exchanges: Sequence[Exchange]) -> list[dict[str, str]]:
-    """The chat, two messages per exchange."""
+    """The chat, two messages per exchange.
+
+    Escaped here: the chat shows HTML even where Markdown is off, and an `<img>` in an answer would ask a foreign server.
+    """
     return [
         message
         for exchange in exchanges
-        for message in ({"role": "user", "content": exchange.question}, {"role": "assistant", "content": exchange.reply})
+        for message in (
+            {"role": "user", "content": escaped(exchange.question)},
+            {"role": "assistant", "content": escaped(exchange.reply)},
+        )
     ]
 
 

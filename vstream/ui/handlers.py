@@ -174,7 +174,7 @@ class Handlers:
 
     def _evidence(self, tab: Tab, exchange: Exchange) -> Updates:
         """The chips of an answer, and the timeline with its chunks marked."""
-        evidence = exchange.answer.evidence if exchange.answer else ()
+        evidence = tab.evidence(exchange)
         tab.marked = frozenset(moment.chunk_id for moment in evidence)
         return chips_html(merged(evidence), tab.thumbnail, exchange.note), timeline_of(tab)
 

@@ -59,14 +59,15 @@ def build(studio: Studio) -> gr.Blocks:
                 notice = gr.HTML("", elem_id="notice")
                 stage = gr.HTML(stage_html(Snapshot("opening"), None), elem_id="stage")
                 with gr.Row(elem_classes="vs-buttons"):
-                    stop_stream = gr.Button("Stop stream", size="sm", elem_id="stop-stream")
-                    back = gr.Button("Back to live", size="sm", interactive=False, elem_id="back-to-live")
+                    stop_stream = gr.Button("Stop stream", size="sm", min_width=90, elem_id="stop-stream")
+                    back = gr.Button("Back to live", size="sm", interactive=False, min_width=90, elem_id="back-to-live")
                 timeline = gr.HTML(timeline_html([], names), js_on_load=CHOOSE_CHUNK, elem_id="timeline")
                 gr.HTML(legend_html(names))
                 telemetry = gr.HTML(telemetry_html(Snapshot(), names), elem_id="telemetry")
             with gr.Column(scale=4, min_width=320):
                 chat = gr.Chatbot(
                     label="Conversation",
+                    show_label=False,
                     elem_id="chat",
                     height=380,
                     layout="bubble",
@@ -86,11 +87,16 @@ def build(studio: Studio) -> gr.Blocks:
                     elem_id="question",
                 )
                 with gr.Row(elem_classes="vs-buttons"):
-                    ask = gr.Button("Ask", variant="primary", elem_id="ask")
-                    stop_answer = gr.Button("Stop", variant="stop", interactive=False, elem_id="stop-answer")
+                    ask = gr.Button("Ask", variant="primary", min_width=90, elem_id="ask")
+                    stop_answer = gr.Button("Stop", variant="stop", interactive=False, min_width=90, elem_id="stop-answer")
                 with gr.Row():
                     at = gr.Textbox(
-                        label="At stream time", placeholder="now, or 134, or 2:14", max_length=20, min_width=130, elem_id="at"
+                        label="At stream time",
+                        placeholder="now, or 2:14",
+                        max_lines=1,
+                        max_length=20,
+                        min_width=130,
+                        elem_id="at",
                     )
                     with_dialogue = gr.Checkbox(
                         label="Follow-up", info="The model also reads the earlier questions and answers", min_width=150

@@ -83,7 +83,7 @@ def serving(
                 footer_links=[],
             )
         except OSError as error:
-            raise ConfigError(f"{host}:{port} cannot be used ({error}); choose another --port or --host") from error
+            raise ConfigError(f"{host}:{port} is taken or not ours to use; choose another --port or --host") from error
         try:
             yield url
         finally:

@@ -7,15 +7,17 @@ import time
 from collections import deque
 from collections.abc import Generator, Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
 import numpy as np
 
 from data.errors import MemoryBankError, QuestionError, SourceError, VStreamError
+from data.frames import tick_of
 from data.sources import PushSource, Source
 from model_adapters.base import ModelAdapter
-from vstream.answer import Answer
+from vstream.answer import Answer, Evidence
 from vstream.config import SessionConfig
 from vstream.feeder import Feeder
 from vstream.ingest import ChunkRecord
@@ -149,7 +151,7 @@ class Tab:
             label=source.info.label,
             now_seconds=session.now_seconds,
             lag_seconds=feeder.lag_seconds,
-            fps=max(0, n1 - n0) / (t1 - t0) if t1 > t0 else 0.0,
+            fps=(n1 - n0) / (t1 - t0) if feeder.running and t1 > t0 else 0.0,
             num_dropped_frames=source.stats.frames_dropped,
             num_kept_tokens=session.stats.num_kept_tokens,
             num_seen_tokens=session.stats.num_seen_tokens,
@@ -172,8 +174,18 @@ class Tab:
         return self.session.bank.tier(chunk_id) if self.session else None
 
     def thumbnail(self, chunk_id: int) -> bytes | None:
+        """A small JPEG of a chunk. A chunk that is not complete yet has only the large one."""
         record = self.record(chunk_id)
-        return record.thumbnail if record else None
+        return record.thumbnail if record else self._large(chunk_id)
+
+    def evidence(self, exchange: Exchange) -> list[Evidence]:
+        """The moments behind an answer; the chunk that was unfinished then goes by the id that it was stored under."""
+        found = exchange.answer.evidence if exchange.answer else ()
+        length = self.config.chunk_seconds
+        return [replace(e, chunk_id=tick_of(e.start_seconds, 1 / length)) if e.chunk_id < 0 else e for e in found]
+
+    def _large(self, chunk_id: int) -> bytes | None:
+        return self.source.picture(chunk_id) if self.source else None
 
     def picture(self) -> Picture | None:
         """What the stage shows: the chosen moment with its kept cells, else the newest frame."""
@@ -183,10 +195,10 @@ class Tab:
         return Picture(newest[1], f"Stream time {clock(newest[0])}") if newest else None
 
     def _moment_picture(self, chunk_id: int) -> Picture | None:
-        record = self.record(chunk_id)
+        record, large = self.record(chunk_id), self._large(chunk_id)
         if record is None:
-            return None
-        large = self.source.picture(chunk_id) if self.source else None
+            start = chunk_id * self.config.chunk_seconds
+            return Picture(large, span(start, start + self.config.chunk_seconds)) if large else None
         tier = self.tier_names[self.tier(chunk_id) or "gone"]
         caption = (
             f"{span(record.start_seconds, record.end_seconds)} · {percent(record.drop_ratio)} of its tokens dropped · {tier}"
@@ -194,13 +206,12 @@ class Tab:
         return Picture(large or record.thumbnail, caption, np.asarray(record.keep.any(axis=0)))
 
     def look_at(self, chunk_id: int) -> float:
-        """Put a stored chunk on the stage; returns its stream time. Raises MemoryBankError if it is gone."""
-        record = self.record(chunk_id)
-        if record is None:
+        """Put a chunk on the stage; returns its stream time. Raises MemoryBankError if it is gone."""
+        if self.record(chunk_id) is None and self._large(chunk_id) is None:
             raise MemoryBankError("this moment is no longer in memory; choose a later one")
         self.moment = chunk_id
         self.sent.clear()
-        return record.start_seconds
+        return chunk_id * self.config.chunk_seconds
 
     def look_live(self) -> None:
         self.moment = None

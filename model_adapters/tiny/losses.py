@@ -1,0 +1,84 @@
+"""The helping losses of training: retrieval by key similarity, and time carried by what is seen."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from model_adapters.tiny.samples import QUESTION, Batch
+
+RETRIEVED_FAMILIES = ("when", "did", "which", "after")
+EARLY, STAMPED = 1, 500
+"""After which layer visual tokens should carry their time, and how many of them are asked per step."""
+
+
+class Watcher:
+    """Collects the un-rotated keys and queries of every layer during a forward pass, by hooks on k_norm and q_norm."""
+
+    def __init__(self, language_model: Any) -> None:
+        self.keys: list[torch.Tensor] = []
+        self.queries: list[torch.Tensor] = []
+        self.early = torch.empty(0)
+        language_model.layers[EARLY].register_forward_hook(self._keep_early)
+        for layer in language_model.layers:
+            layer.self_attn.k_norm.register_forward_hook(lambda _m, _i, out: self.keys.append(out))
+            layer.self_attn.q_norm.register_forward_hook(lambda _m, _i, out: self.queries.append(out))
+
+    def _keep_early(self, _module: Any, _inputs: Any, out: torch.Tensor) -> None:
+        self.early = out
+
+    def take(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys [layers, B, S, kv_heads, d] and queries [layers, B, S, heads, d] since the last call."""
+        keys, queries = torch.stack(self.keys), torch.stack(self.queries)
+        self.keys, self.queries = [], []
+        return keys, queries
+
+
+def retrieval_loss(keys: torch.Tensor, queries: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, float]:
+    """Cross-entropy of key similarity against the chunks that prove each answer, and the recall at 8 of those chunks.
+
+    The score is the retriever's own: mean key per chunk, layer and KV head, times the mean question query, summed.
+    """
+    layers, size, _, kv_heads, dim = keys.shape
+    num_chunks = batch.visible.shape[2]
+    owner = torch.where((batch.owner >= 0) & (batch.owner < QUESTION), batch.owner, num_chunks)
+    one_hot = F.one_hot(owner, num_chunks + 1)[..., :num_chunks].to(keys.dtype)
+    mean = one_hot / one_hot.sum(1, keepdim=True).clamp(min=1)
+    chunk_keys = torch.einsum("bsc,lbshd->blchd", mean, keys)
+    mask = batch.question_mask.to(queries.dtype)
+    q = torch.einsum("bs,lbsgd->lbgd", mask / mask.sum(1, keepdim=True), queries)
+    q = q.view(layers, size, -1, kv_heads, q.shape[2] // kv_heads, dim).sum(4) * dim**-0.5
+    scores = torch.einsum("lbqhd,blchd->bqc", q, chunk_keys).float()
+    losses, recalls = [], []
+    for b, asked in enumerate(batch.asked):
+        for j, a in enumerate(asked):
+            if a.family in RETRIEVED_FAMILIES and a.evidence and a.chunk > 2:
+                row = scores[b, j, : a.chunk + 1]
+                losses.append(-row.log_softmax(0)[a.evidence].mean())
+                top = row.topk(min(8, len(row))).indices.tolist()
+                recalls.append(sum(k in top for k in a.evidence) / len(a.evidence))
+    if not losses:
+        return scores.sum() * 0, 1.0
+    return torch.stack(losses).mean(), float(np.mean(recalls))
+
+
+def stamp_loss(early: torch.Tensor, model: Any, batch: Batch, first_number: int, rng: np.random.Generator) -> torch.Tensor:
+    """Cross-entropy of reading a chunk's own number off its visual tokens, early on. early: [B, S, D], after layer `EARLY`.
+
+    "At" and "when" are two steps, from a number to what was seen then or back. The first half, that what is seen carries its
+    time, gets almost no gradient until the second half works, and the other way round; this teaches it by itself.
+    """
+    in_chunk = (batch.owner >= 0) & (batch.owner < QUESTION)
+    is_number = in_chunk & (batch.ids >= first_number)
+    table = torch.full((len(batch.ids), batch.visible.shape[2]), -1)
+    table[is_number.nonzero()[:, 0], batch.owner[is_number]] = batch.ids[is_number]
+    chosen = (batch.rows >= 0).nonzero()
+    chosen = chosen[torch.from_numpy(rng.permutation(len(chosen))[:STAMPED])]
+    b, s = chosen.unbind(1)
+    hidden = early[b, s].float()
+    hidden = hidden * hidden.square().mean(-1, keepdim=True).add(1e-6).rsqrt()
+    numbers = model.get_input_embeddings().weight[first_number:].detach()
+    return F.cross_entropy(hidden @ numbers.T, table[b, batch.owner[b, s]] - first_number)

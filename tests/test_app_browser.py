@@ -1,0 +1,370 @@
+"""The page in a real Chromium with a fake camera. VSTREAM_REQUIRE_BROWSER=1 turns the skip into a failure.
+
+The answers are a slow story, so that streaming and Stop can be seen; everything else is the real thing.
+VSTREAM_SCREENSHOTS=DIR keeps pictures of the page.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from video_files import write_video
+
+from data.world import make_world
+from model_adapters.base import AttentionTrace, KVContext, ModelAdapter, TokenRun
+from vstream.config import SessionConfig
+from vstream.ui.studio import Studio
+
+pytestmark = [pytest.mark.slow, pytest.mark.browser]
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+FLAGS = [
+    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"),
+    *("--disable-component-update", "--disable-sync"),
+    *("--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"),
+]
+NUM_WORDS = 60
+EVIL = "<img src=x onerror=\"document.title='broken'\"> <b>bold</b> [link](https://example.org) ![x](https://example.org/x.png)"
+
+
+def missing() -> str:
+    """Why there is no browser to test with; empty if there is one."""
+    try:
+        import playwright.sync_api  # noqa: F401
+    except ImportError:
+        return "playwright is not installed"
+    return "" if CHROMIUM else "chromium is not installed"
+
+
+def write_y4m(path: Path, seconds: int = 8, fps: int = 5, width: int = 320, height: int = 240) -> Path:
+    """An uncompressed video of a world, which Chromium plays as its camera."""
+    world = make_world(3, 30, side=height)
+    left = (width - height) // 2
+    with path.open("wb") as file:
+        file.write(f"YUV4MPEG2 W{width} H{height} F{fps}:1 Ip A1:1 C420jpeg\n".encode())
+        for index in range(seconds * fps):
+            rgb = np.zeros((3, height, width), np.float32)
+            rgb[:, :, left : left + height] = world.frame(index / fps)
+            r, g, b = rgb
+            luma = 0.299 * r + 0.587 * g + 0.114 * b
+            chroma = ((b - luma) / 1.772 + 128, (r - luma) / 1.402 + 128)
+            planes = (luma, *(plane[::2, ::2] for plane in chroma))
+            file.write(b"FRAME\n" + b"".join(plane.clip(0, 255).astype(np.uint8).tobytes() for plane in planes))
+    return path
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    reason = missing()
+    if reason and os.environ.get("VSTREAM_REQUIRE_BROWSER") == "1":
+        pytest.fail(reason)
+    if reason:
+        pytest.skip(reason)
+    from playwright.sync_api import sync_playwright
+
+    camera = write_y4m(tmp_path_factory.mktemp("camera") / "camera.y4m")
+    with sync_playwright() as playwright:
+        flags = [*FLAGS, f"--use-file-for-fake-video-capture={camera}"]
+        launched = playwright.chromium.launch(executable_path=CHROMIUM, args=flags)
+        yield launched
+        launched.close()
+
+
+@pytest.fixture(scope="module")
+def story(random_adapter: ModelAdapter) -> Iterator[ModelAdapter]:
+    """The random adapter, with answers of many slow words behind its own first token."""
+    generate = random_adapter.generate
+
+    def tell(
+        context: KVContext,
+        run: TokenRun,
+        max_new_tokens: int,
+        temperature: float = 0.0,
+        seed: int = 0,
+        trace: AttentionTrace | None = None,
+    ) -> Iterator[str]:
+        next(generate(context, run, 1, temperature, seed, trace=trace), None)
+        for num in range(1, NUM_WORDS + 1):
+            time.sleep(0.04)
+            yield " ".join(f"word{i}" for i in range(num)) + f" {EVIL}" * (num == NUM_WORDS)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(random_adapter, "generate", tell)
+        yield random_adapter
+
+
+@pytest.fixture(scope="module")
+def studio(story: ModelAdapter) -> Studio:
+    return Studio(story, SessionConfig(window_seconds=2, top_k=4), start_source="world:?seed=7&seconds=600&speed=4")
+
+
+@pytest.fixture(scope="module")
+def address(browser: Any, studio: Studio) -> Iterator[str]:
+    from vstream.ui.serve import serving
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with serving(studio, port=port) as url:
+        yield url
+
+
+class Page:
+    """One browser tab with the page, and what its tests look at."""
+
+    def __init__(self, browser: Any, address: str, width: int = 1280, height: int = 900) -> None:
+        self.context = browser.new_context(viewport={"width": width, "height": height}, permissions=["camera"])
+        self.page = self.context.new_page()
+        self.foreign: list[str] = []
+        self.problems: list[str] = []
+        self.page.on("request", lambda r: None if r.url.startswith((address, "data:", "blob:")) else self.foreign.append(r.url))
+        self.page.on("pageerror", lambda error: self.problems.append(str(error)))
+        self.page.goto(address)
+        self.wait("#stage .vs-state-live, #stage .vs-state-closed, #notice .vs-notice")
+
+    def wait(self, selector: str, seconds: float = 30) -> Any:
+        return self.page.wait_for_selector(selector, timeout=1000 * seconds)
+
+    def wait_text(self, selector: str, text: str, seconds: float = 30) -> None:
+        self.page.wait_for_function(
+            "([s, t]) => (document.querySelector(s)?.innerText || '').includes(t)", arg=[selector, text], timeout=1000 * seconds
+        )
+
+    def ask(self, question: str) -> None:
+        self.page.fill("#question textarea", question)
+        self.page.press("#question textarea", "Enter")
+
+    def tab(self, name: str) -> None:
+        self.page.get_by_role("tab", name=name).click()
+
+    def text(self, selector: str) -> str:
+        return self.page.inner_text(selector)
+
+    def shoot(self, name: str) -> None:
+        folder = os.environ.get("VSTREAM_SCREENSHOTS")
+        if folder:
+            self.page.screenshot(path=Path(folder) / f"{name}.png")
+
+    @property
+    def overflow(self) -> int:
+        """Pixels by which the page is wider than its window."""
+        return self.page.evaluate("document.documentElement.scrollWidth - window.innerWidth")
+
+    def close(self) -> None:
+        self.context.close()
+        assert not self.foreign, "the page asks nobody but its own server"
+        assert not self.problems
+
+
+@pytest.fixture
+def page(browser: Any, address: str) -> Iterator[Page]:
+    opened = Page(browser, address)
+    yield opened
+    opened.close()
+
+
+def test_demo_answers_with_evidence_that_seeks(page: Page) -> None:
+    page.wait("#stage .vs-picture img")
+    page.wait('#timeline [data-chunk="6"]')
+    page.ask("what is on screen now ?")
+    page.wait_text("#chat", "word3")
+    early = page.text("#chat")
+    assert f"word{NUM_WORDS - 1}" not in early, "the answer streams in"
+    page.wait_text("#chat", f"word{NUM_WORDS - 1}")
+    chip = page.wait("#chips [data-chunk]")
+    assert page.page.eval_on_selector("#chips [data-chunk] img", "image => image.naturalWidth > 0"), "a thumbnail is the proof"
+    page.wait("#timeline .vs-marked")
+    page.shoot("answer")
+
+    when = chip.inner_text().strip("[] \n")
+    chip.click()
+    page.wait("#stage .vs-state-moment")
+    page.shoot("moment")
+    chunk = int(chip.get_attribute("data-chunk"))
+    minutes, seconds = when.split("–")[0].split(":")
+    assert chunk >= 60 * int(minutes) + int(seconds)
+    page.wait_text("#stage figcaption", f"{chunk // 60:02d}:{chunk % 60:02d}–")
+    time.sleep(2)
+    assert page.page.query_selector("#stage .vs-state-moment"), "refreshing leaves the moment on the stage"
+    page.page.click("#back-to-live")
+    page.wait_text("#stage figcaption", "Stream time")
+
+    page.page.click('#timeline [data-chunk="2"]')
+    page.wait_text("#stage figcaption", "00:02–00:03")
+    page.wait("#stage .vs-cells rect.kept, #stage .vs-cells rect.dropped")
+
+
+def test_what_is_said_is_text_and_never_markup(page: Page) -> None:
+    page.ask(EVIL)
+    page.wait_text("#chat", f"word{NUM_WORDS - 1} <img src=x")
+    assert page.page.title() == "vstream"
+    assert not page.page.query_selector("#chat .message-content :is(img, b, a)")
+    assert "<b>bold</b>" in page.text("#chat") and "[link](https://example.org)" in page.text("#chat")
+
+
+def test_stop_ends_the_answer(page: Page) -> None:
+    page.ask("tell me a story")
+    page.wait_text("#chat", "word5")
+    page.page.click("#stop-answer")
+    page.wait_text("#chat", "(stopped)", 5)
+    stopped = page.text("#chat")
+    time.sleep(1)
+    assert page.text("#chat") == stopped and f"word{NUM_WORDS - 1}" not in stopped
+    assert page.page.is_enabled("#ask") and page.page.is_disabled("#stop-answer")
+
+
+def test_two_browser_tabs_never_mix(page: Page, browser: Any, address: str, studio: Studio) -> None:
+    before = len(studio)
+    other = Page(browser, address)
+    assert len(studio) == before + 1
+    other.page.fill("#seed input", "23")
+    other.page.click("#start-demo")
+    other.wait_text("#stage .vs-label", "seed=23")
+    page.ask("a question of the first page")
+    page.wait_text("#chat", "word3")
+    assert "seed=7" in page.text("#stage") and "first page" not in other.text("#chat")
+    other.ask("a question of the second page")
+    other.wait_text("#chat", f"word{NUM_WORDS - 1}")
+    assert "second page" not in page.text("#chat") and "first page" not in other.text("#chat")
+    other.close()
+    for _ in range(100):
+        if len(studio) == before:
+            break
+        time.sleep(0.1)
+    assert len(studio) == before, "a closed page gives its session back"
+    page.wait_text("#chat", f"word{NUM_WORDS - 1}")
+
+
+def test_camera_feeds_the_stream_and_leaves_no_file(page: Page) -> None:
+    page.tab("Camera")
+    page.page.get_by_text("Click to Access Webcam").click()
+    page.page.click("#camera button:has-text('Record')")
+    page.wait_text("#stage .vs-label", "camera of this browser")
+    page.wait('#timeline [data-chunk="3"]')
+    page.shoot("camera")
+    assert page.page.query_selector("#stage .vs-state-live")
+    left = [path for path in Path(os.environ["GRADIO_TEMP_DIR"]).rglob("*") if path.is_file()]
+    assert not left, "camera pictures are private"
+    page.page.click("#stop-stream")
+    page.wait("#stage .vs-state-ended")
+    time.sleep(1.5)
+    assert page.page.query_selector("#stage .vs-state-ended"), "the frames that still come do not start it again"
+    page.ask("what was that ?")
+    page.wait_text("#chat", "word3")
+
+
+@pytest.mark.parametrize("url", ["rtsp://127.0.0.1:1/x", "file:///etc/passwd", "nonsense"])
+def test_a_bad_url_is_a_message_and_the_stream_goes_on(page: Page, url: str) -> None:
+    page.tab("URL")
+    page.page.fill("#url input, #url textarea", url)
+    page.page.click("#open-url")
+    page.wait("#notice [role=alert]")
+    page.shoot("bad-url")
+    assert page.text("#notice").strip() and page.page.query_selector("#stage .vs-state-live")
+
+
+def test_an_uploaded_file_is_watched_and_its_player_seeks(page: Page, tmp_path: Path) -> None:
+    video = write_video(tmp_path / "holiday.mp4", seconds=12, size=(160, 120))
+    page.tab("File")
+    page.page.set_input_files("#player input[type=file]", str(video))
+    page.wait("#stage .vs-state-ended", 60)
+    assert "holiday" in page.text("#stage .vs-label")
+    page.wait('#timeline [data-chunk="11"]')
+    page.page.click('#timeline [data-chunk="7"]')
+    page.wait_text("#stage figcaption", "00:07–00:08")
+    page.page.wait_for_function("Math.abs(document.querySelector('#player video').currentTime - 7) < 0.5", timeout=15_000)
+    page.shoot("file")
+
+
+def test_a_broken_upload_is_a_message(page: Page, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.mp4"
+    broken.write_bytes(b"this is no video" * 100)
+    page.tab("File")
+    page.page.set_input_files("#player input[type=file]", str(broken))
+    page.wait("#notice [role=alert]")
+    assert "broken" in page.text("#notice") and "/" not in page.text("#notice")
+
+
+def test_it_works_on_a_phone_and_with_the_keyboard(browser: Any, address: str) -> None:
+    phone = Page(browser, address, 390, 844)
+    phone.wait('#timeline [data-chunk="8"]')
+    for name in ("File", "URL", "Camera", "Demo"):
+        phone.tab(name)
+        phone.page.wait_for_timeout(300)
+        assert phone.overflow <= 0, f"{name}: nothing is cut off"
+        phone.shoot(f"phone-{name.lower()}")
+    phone.page.focus("#question textarea")
+    phone.page.keyboard.type("what is on screen now ?")
+    phone.page.keyboard.press("Enter")
+    phone.wait_text("#chat", f"word{NUM_WORDS - 1}")
+    phone.page.focus("#chips [data-chunk]")
+    phone.page.keyboard.press("Enter")
+    phone.wait("#stage .vs-state-moment")
+    phone.page.focus("#timeline .vs-bar:last-child")
+    phone.page.keyboard.press("Home")
+    assert phone.page.evaluate("document.activeElement.dataset.chunk") == "0"
+    phone.page.keyboard.press("ArrowRight")
+    phone.page.keyboard.press("Enter")
+    phone.wait_text("#stage figcaption", "00:01–00:02")
+    assert phone.overflow <= 0
+    if os.environ.get("VSTREAM_SCREENSHOTS"):
+        phone.page.screenshot(path=Path(os.environ["VSTREAM_SCREENSHOTS"]) / "phone.png", full_page=True)
+    phone.close()
+
+
+def test_too_many_pages_are_told_so(
+    page: Page, browser: Any, address: str, studio: Studio, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(studio, "max_tabs", 1)
+    refused = Page(browser, address)
+    refused.wait_text("#notice", "pages are open")
+    refused.wait("#stage .vs-state-closed")
+    refused.close()
+
+
+def test_a_token_is_asked_for(browser: Any, studio: Studio, address: str) -> None:
+    """Without the token there is no page; `serving` with one asks for it."""
+    from vstream.ui.serve import serving
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with serving(Studio(studio.adapter, studio.config, start_source=None), port=port, token="open sesame") as url:
+        context = browser.new_context()
+        guarded = context.new_page()
+        guarded.goto(url)
+        guarded.wait_for_selector("input[type=password]", timeout=20_000)
+        assert not guarded.query_selector("#stage")
+        for token, opens in (("wrong", False), ("open sesame", True)):
+            guarded.fill("input[type=password]", token)
+            guarded.locator("input:not([type=password]), textarea").first.fill("me")
+            guarded.get_by_role("button", name="Login").click()
+            guarded.wait_for_timeout(2500)
+            assert bool(guarded.query_selector("#stage")) == opens
+        context.close()
+
+
+def test_earlier_answers_show_their_moments_again_and_the_chat_can_be_cleared(page: Page) -> None:
+    page.wait('#timeline [data-chunk="4"]')
+    page.ask("first")
+    page.wait_text("#chat", f"word{NUM_WORDS - 1}")
+    early = page.text("#chips .vs-note")
+    page.wait('#timeline [data-chunk="24"]')
+    page.ask("second")
+    page.page.wait_for_function("old => document.querySelector('#chips .vs-note')?.innerText !== old", arg=early)
+    page.wait("#ask:not([disabled])")
+    page.page.click("#chat .bot .message-content >> nth=0")
+    page.wait_text("#chips .vs-note", early)
+    page.page.click("#chat button[aria-label=Clear], #chat button[title=Clear]")
+    page.wait_text("#chips", "appear here")
+    page.ask("third")
+    page.wait_text("#chat", "word3")
+    assert "first" not in page.text("#chat") and "second" not in page.text("#chat")
