@@ -58,6 +58,7 @@ def make_arms() -> list[Arm]:
     """Ours first, then the controls."""
     return [
         Arm("key_similarity", compose_retriever("key_similarity")),
+        Arm("late interaction", compose_retriever("key_similarity", late="max")),
         Arm("per_layer", compose_retriever("per_layer")),
         Arm("blind", NoneRetriever(), last_seconds=0),
         Arm("last 4 s", NoneRetriever(), last_seconds=4),

@@ -42,6 +42,8 @@ class Record:
     ttft_seconds: float
     recall: dict[int, float]
     precision: dict[int, float]
+    shown: tuple[bool, bool]
+    """Whether the first moment of the evidence, and any of it, lies in the true span."""
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -123,6 +125,10 @@ def put(session: StreamSession, arms: list[Arm], question: WorldQuestion) -> Ite
             answer.ttft_seconds,
             {k: p[0] for k, p in pairs.items()},
             {k: p[1] for k, p in pairs.items()},
+            (
+                bool(answer.evidence) and answer.evidence[0].chunk_id in wanted,
+                any(e.chunk_id in wanted for e in answer.evidence),
+            ),
         )
 
 
@@ -131,7 +137,7 @@ def summary(records: list[Record]) -> dict[str, Any]:
     by_arm: dict[str, list[Record]] = defaultdict(list)
     for record in records:
         by_arm[record.arm].append(record)
-    result: dict[str, Any] = {"accuracy": {}, "by_age": {}, "retrieval": {}, "ttft_seconds": {}, "wrong": []}
+    result: dict[str, Any] = {"accuracy": {}, "by_age": {}, "retrieval": {}, "evidence": {}, "ttft_seconds": {}, "wrong": []}
     for arm, rows in by_arm.items():
         families = {f: rate([r.right for r in rows if r.question.family == f]) for f in FAMILIES}
         result["accuracy"][arm] = {"all": _json(rate([r.right for r in rows])), **{f: _json(v) for f, v in families.items()}}
@@ -139,6 +145,11 @@ def summary(records: list[Record]) -> dict[str, Any]:
         for low, (high, name) in zip([0.0, *(a for a, _ in AGES)], AGES, strict=False):
             aged = [r.right for r in rows if low <= r.question.age_seconds < high]
             result["by_age"].setdefault(arm, {})[name] = _json(rate(aged))
+        proven = [r for r in rows if r.right and r.question.evidence]
+        result["evidence"][arm] = {
+            "first": _json(rate([r.shown[0] for r in proven])),
+            "any": _json(rate([r.shown[1] for r in proven])),
+        }
         outside = [r for r in rows if r.recall]
         result["retrieval"][arm] = {"n": len(outside)} | {
             f"{kind}@{k}": float(np.mean([getattr(r, kind)[k] for r in outside])) if outside else None
@@ -166,6 +177,9 @@ def print_result(result: dict[str, Any], args: argparse.Namespace) -> None:
     ages = [name for _, name in AGES]
     rows = [[arm, *(values[a]["words"] for a in ages)] for arm, values in result["by_age"].items()]
     print("\nBy age of the evidence\n\n" + table(["context", *ages], rows))
+    rows = [[arm, values["first"]["words"], values["any"]["words"]] for arm, values in result["evidence"].items()]
+    print("\nEvidence of right answers: how often its first moment, and any of its moments, lies in the true span\n")
+    print(table(["context", "first", "any"], rows))
     columns = [f"{kind}@{k}" for kind in ("recall", "precision") for k in CUTS]
     rows = [
         [arm, values["n"], *("–" if values[c] is None else f"{values[c]:.2f}" for c in columns)]

@@ -11,11 +11,11 @@ from retrieval.neighbours import Neighbours
 from retrieval.temporal import Combined, Temporal
 
 
-def compose_retriever(name: str, gate: float = 0.0) -> Retriever:
+def compose_retriever(name: str, gate: float = 0.0, late: str = "mean") -> Retriever:
     """Key similarity passes a gate, is widened to what stood before and after a hit, and joined by the times that a
-    question names. Baselines stay bare: they are what the composition is measured against.
+    question names. Baselines stay bare: they are what the composition is measured against. late: see KeySimilarity.
     """
-    base = create_retriever(name)
+    base = create_retriever(name, late=late) if name == "key_similarity" else create_retriever(name)
     if not isinstance(base, KeySimilarity):
         return base
     return Combined(Temporal(margin=1), Neighbours(Gated(base, Gate(gate)), before=1, after=2))

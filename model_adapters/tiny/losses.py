@@ -65,8 +65,10 @@ def retrieval_loss(keys: torch.Tensor, queries: torch.Tensor, batch: Batch) -> t
     return torch.stack(losses).mean(), float(np.mean(recalls))
 
 
-def stamp_loss(early: torch.Tensor, model: Any, batch: Batch, first_number: int, rng: np.random.Generator) -> torch.Tensor:
-    """Cross-entropy of reading a chunk's own number off its visual tokens, early on. early: [B, S, D], after layer `EARLY`.
+def stamp_loss(
+    early: torch.Tensor, model: Any, batch: Batch, first_number: int, end_id: int, rng: np.random.Generator
+) -> torch.Tensor:
+    """Cross-entropy of reading a chunk's own number off its visual tokens and its end, early on. early: [B, S, D], after layer `EARLY`.
 
     "At" and "when" are two steps, from a number to what was seen then or back. The first half, that what is seen carries its
     time, gets almost no gradient until the second half works, and the other way round; this teaches it by itself.
@@ -75,7 +77,7 @@ def stamp_loss(early: torch.Tensor, model: Any, batch: Batch, first_number: int,
     is_number = in_chunk & (batch.ids >= first_number)
     table = torch.full((len(batch.ids), batch.visible.shape[2]), -1)
     table[is_number.nonzero()[:, 0], batch.owner[is_number]] = batch.ids[is_number]
-    chosen = (batch.rows >= 0).nonzero()
+    chosen = ((batch.rows >= 0) | (batch.ids == end_id)).nonzero()
     chosen = chosen[torch.from_numpy(rng.permutation(len(chosen))[:STAMPED])]
     b, s = chosen.unbind(1)
     hidden = early[b, s].float()

@@ -85,7 +85,7 @@ def train(
     model.model.visual.requires_grad_(False)
     language = model.model.language_model
     fix_numbers(model, tokenizer)
-    optimizers = Optimizers(language, matrix_lr=matrix_lr, other_lr=matrix_lr / 10)
+    optimizers = Optimizers(language, matrix_lr=matrix_lr, other_lr=matrix_lr / 12)
     state, step = runs / "train.pt", 0
     if state.exists():
         saved = torch.load(state, map_location=device, weights_only=True)
@@ -115,7 +115,7 @@ def train(
             logits, labels = forward(model, library, batch)
             keys, _ = watcher.take()
             answer_loss = F.cross_entropy(logits.float(), labels)
-            stamps = stamp_loss(watcher.early, model, batch, first_number, rng)
+            stamps = stamp_loss(watcher.early, model, batch, first_number, model.config.vision_end_token_id, rng)
             loss = answer_loss + STAMP_WEIGHT * stamps
             if step % SEARCHED == 0:
                 language(inputs_embeds=model.get_input_embeddings()(batch.question_ids), use_cache=False)
@@ -178,7 +178,7 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/tiny"), help="folder for state and logs")
     parser.add_argument("--max-steps", type=int, default=6000)
     parser.add_argument("--tokens", type=int, default=5000, help="tokens per step, about")
-    parser.add_argument("--matrix-lr", type=float, default=0.012)
+    parser.add_argument("--matrix-lr", type=float, default=0.02)
     parser.add_argument("--streams", type=int, default=300, help="encoded streams to cut contexts from at a time")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--fresh", action="store_true", help="start from random weights, not from the shipped checkpoint")
