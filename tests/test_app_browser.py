@@ -221,6 +221,15 @@ def test_stop_ends_the_answer(page: Page) -> None:
     assert page.page.is_enabled("#ask") and page.page.is_disabled("#stop-answer")
 
 
+def test_a_new_stream_begins_a_new_conversation(page: Page) -> None:
+    page.ask("about the old stream")
+    page.wait_text("#chat", "word3")
+    page.page.click("#start-demo")
+    page.wait_text("#stage .vs-label", "speed=1")
+    page.wait("#ask:not([disabled])")
+    assert "old stream" not in page.text("#chat") and not page.page.query_selector("#timeline .vs-marked")
+
+
 def test_two_browser_tabs_never_mix(page: Page, browser: Any, address: str, studio: Studio) -> None:
     before = len(studio)
     other = Page(browser, address)

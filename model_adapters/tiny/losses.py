@@ -68,7 +68,9 @@ def retrieval_loss(keys: torch.Tensor, queries: torch.Tensor, batch: Batch) -> t
 def stamp_loss(
     early: torch.Tensor, model: Any, batch: Batch, first_number: int, end_id: int, rng: np.random.Generator
 ) -> torch.Tensor:
-    """Cross-entropy of reading a chunk's own number off its visual tokens and its end, early on. early: [B, S, D], after layer `EARLY`.
+    """Cross-entropy of reading a chunk's own number off its visual tokens and its end, early on.
+
+    early: [B, S, D], after layer `EARLY`.
 
     "At" and "when" are two steps, from a number to what was seen then or back. The first half, that what is seen carries its
     time, gets almost no gradient until the second half works, and the other way round; this teaches it by itself.

@@ -136,6 +136,10 @@ class Handlers:
                 dialogue[index] = Exchange(question, answer, stopped=True)
         except VStreamError as error:
             dialogue[index] = Exchange(question, answer, error=str(error))
+        if tab.dialogue is not dialogue:
+            # A new stream was started or the conversation was cleared meanwhile: this answer belongs to neither.
+            yield (messages(tab.dialogue), *self._unchanged(3), *idle)
+            return
         yield (messages(dialogue), *self._evidence(tab, dialogue[index]), gr.skip(), *idle)
 
     def stop_answer(self, request: gr.Request) -> None:
