@@ -11,7 +11,7 @@ test: $(VENV)/.installed-dev  ## all tests
 	$(BIN)/python -m pytest
 
 quick: $(VENV)/.installed-dev  ## the everyday tests
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow and not browser"
 
 check: $(VENV)/.installed-dev  ## lint, format and types
 	$(BIN)/ruff check .

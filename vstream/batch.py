@@ -126,9 +126,9 @@ def _parsed(line: str) -> tuple[Row, str | None]:
         return row, f"'at' is {at!r}; give seconds from 0 on"
     options = row.get("options")
     if options is not None and not (
-        isinstance(options, list) and len(options) > 1 and all(isinstance(o, str) for o in options)
+        isinstance(options, list) and len(options) > 1 and all(isinstance(o, str) and o.strip() for o in options)
     ):
-        return row, "'options' is no list of at least two texts"
+        return row, "'options' is no list of at least two texts that are not empty"
     return row, None
 
 

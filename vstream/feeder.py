@@ -26,6 +26,7 @@ class Feeder:
         self._thread = threading.Thread(target=self._run, name="feeder", daemon=True)
         self._started = time.monotonic()
         self._stopped = threading.Event()
+        self._ended = False
 
     def start(self) -> Feeder:
         self._thread.start()
@@ -44,9 +45,9 @@ class Feeder:
     @property
     def state(self) -> str:
         """opening, live, paused, reconnecting, ended or failed."""
-        if self.error:
-            return "failed"
-        return self.source.stats.state if self._thread.is_alive() else "ended"
+        if self._thread.is_alive():
+            return self.source.stats.state
+        return "ended" if self._ended and not self.error else "failed"
 
     @property
     def lag_seconds(self) -> float:
@@ -64,6 +65,7 @@ class Feeder:
                 if self._stopped.is_set():
                     break
             self.session.finish()
+            self._ended = True
         except VStreamError as error:
             self.error = str(error)
             log.warning("the stream ended: %s", error)

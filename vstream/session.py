@@ -12,7 +12,7 @@ from data.frames import PTS_TOLERANCE_SECONDS, Chunk, Chunker, Frame, sample
 from memory import MemoryBank
 from model_adapters.base import ModelAdapter
 from retrieval.compose import compose_retriever
-from vstream.answer import Answer, Answerer, View, checked_question
+from vstream.answer import Answer, Answerer, View, checked_question, is_text
 from vstream.config import SessionConfig
 from vstream.ingest import ChunkRecord, Ingest
 from vstream.stats import Stats
@@ -98,6 +98,8 @@ class StreamSession:
     def choose(self, question: str, options: Sequence[str], at: float | None = None) -> tuple[Answer, int]:
         """The option that the model finds likeliest as the answer, and its number. Raises QuestionError as `ask` does."""
         question = checked_question(question)
+        if not options or not all(option.strip() and is_text(option) for option in options):
+            raise QuestionError("there are no options, or one of them is empty or no text; give each in words")
         with self.turns.answer(), self._lock:
             view = self.view(at)
         answer, choice = self.answerer.choose(question, options, self.ingest.sink, view)
@@ -141,8 +143,8 @@ class StreamSession:
     @property
     def timeline(self) -> list[ChunkRecord]:
         """The records of all stored chunks, in stream order."""
-        with self._lock:
-            return sorted(self._records.values(), key=lambda r: r.start_seconds)
+        # No lock: a page that draws this must not wait for the chunk that is being encoded. Copying a dict's values is atomic.
+        return list(self._records.values())
 
     def record(self, chunk_id: int) -> ChunkRecord | None:
         """The record of one chunk, if it is still stored."""
