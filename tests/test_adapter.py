@@ -93,8 +93,17 @@ def test_pixels_are_those_of_the_stock_image_processor(spec: PixelSpec, size: tu
     if resized.shape[-2:] == size:
         assert float(off.max()) < 1e-5, "nothing is resized: only the layout could differ"
     assert float(off.max()) <= 1.001 * level
-    # And that rarely: a value near a half rounds either way.
-    assert float((off > 0.1 * level).float().mean()) < 0.05
+    # And that for few: PIL rounds after each of its two passes.
+    assert float((off > 0.1 * level).float().mean()) < 0.3
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=IDS)
+def test_overshoot_at_hard_edges_stays_rare(spec: PixelSpec) -> None:
+    picture = np.where(still(96, 131) > 128, 255, 0).astype(np.uint8)
+    found = resize(torch.from_numpy(picture)[None], spec)[0].int().numpy()
+    image = Image.fromarray(picture.transpose(1, 2, 0)).resize(found.shape[:0:-1], Image.Resampling.BICUBIC)
+    off = np.abs(np.asarray(image).transpose(2, 0, 1).astype(int) - found)
+    assert off.mean() < 0.6 and (off > 16).mean() < 0.01
 
 
 def test_a_slot_is_one_patch_in_time_and_a_short_one_repeats_its_last_frame() -> None:

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from model_adapters.tiny.samples import QUESTION, Batch
+from model_adapters.tiny.states import MIDDLE
 
 RETRIEVED_FAMILIES = ("when", "did", "which", "after")
 EARLY, STAMPED = 1, 500
@@ -21,14 +22,18 @@ class Watcher:
     def __init__(self, language_model: Any) -> None:
         self.keys: list[torch.Tensor] = []
         self.queries: list[torch.Tensor] = []
-        self.early = torch.empty(0)
+        self.early = self.middle = torch.empty(0)
         language_model.layers[EARLY].register_forward_hook(self._keep_early)
+        language_model.layers[MIDDLE].register_forward_hook(self._keep_middle)
         for layer in language_model.layers:
             layer.self_attn.k_norm.register_forward_hook(lambda _m, _i, out: self.keys.append(out))
             layer.self_attn.q_norm.register_forward_hook(lambda _m, _i, out: self.queries.append(out))
 
     def _keep_early(self, _module: Any, _inputs: Any, out: torch.Tensor) -> None:
         self.early = out
+
+    def _keep_middle(self, _module: Any, _inputs: Any, out: torch.Tensor) -> None:
+        self.middle = out
 
     def take(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys [layers, B, S, kv_heads, d] and queries [layers, B, S, heads, d] since the last call."""

@@ -14,6 +14,7 @@ import torch
 from data.world import World
 from model_adapters.tiny.asking import Asked, Asker, Stretch
 from model_adapters.tiny.config import MAX_NUMBER
+from model_adapters.tiny.labels import chunk_states
 from model_adapters.tiny.library import CELLS, Library
 
 SINK, PAD, QUESTION = -1, -2, 10_000
@@ -26,7 +27,8 @@ class Batch:
     """Padded token arrays of B stretches, S tokens each.
 
     ids, owner, labels: int64 [B, S]. positions: int64 [3, B, S]. rows: int64 [B, S], flat library cell of a visual token
-    or -1. visible: bool [B, Q, C]. asked: per stretch. question_ids: int64 [B * Q, L], padded; question_mask likewise.
+    or -1. states: int64 [B, C, 6], see labels.py. visible: bool [B, Q, C]. asked: per stretch. question_ids: int64
+    [B * Q, L], padded; question_mask likewise.
     """
 
     ids: torch.Tensor
@@ -34,6 +36,7 @@ class Batch:
     labels: torch.Tensor
     positions: torch.Tensor
     rows: torch.Tensor
+    states: torch.Tensor
     visible: torch.Tensor
     asked: list[list[Asked]]
     question_ids: torch.Tensor
@@ -59,7 +62,7 @@ class Batch:
 class Sampler:
     """Cuts batches from a library. `max_chunks` bounds the stretch, `tokens` the batch."""
 
-    def __init__(self, tokenizer, library: Library, rng: np.random.Generator, num_questions: int = 14) -> None:
+    def __init__(self, tokenizer, library: Library, rng: np.random.Generator, num_questions: int = 18) -> None:
         self.tokenizer = tokenizer
         self.library = library
         self.rng = rng
@@ -79,7 +82,7 @@ class Sampler:
         size = max(2, tokens // (num * 12 + self.num_questions * 13))
         return self._pack([self._stretch(num, window) for _ in range(size)], window)
 
-    def _stretch(self, num: int, window: int) -> tuple[list[tuple[int, np.ndarray, str]], list[Asked], int]:
+    def _stretch(self, num: int, window: int) -> tuple[list[tuple[int, np.ndarray, str]], list[Asked], np.ndarray]:
         """A random stretch: per chunk its library row, its kept cells and its time stamp; and the questions about it."""
         rng = self.rng
         stream = self.library.streams[int(rng.integers(len(self.library.streams)))]
@@ -95,7 +98,7 @@ class Sampler:
             row = stream.partial[last] if stretch.is_half(k) else int(stream.rows[first + k])
             keep = stream.keep[first + k] if dropping and k > 0 else np.ones(CELLS, bool)
             chunks.append((row, keep, f"{start + k + (0.0 if stretch.is_half(k) else middle):.1f}"))
-        return chunks, self.asker.questions(stretch), window
+        return chunks, self.asker.questions(stretch), chunk_states(stretch)
 
     def _pack(self, stretches, window: int) -> Batch:
         texts = [a.question for _, asked, _ in stretches for a in asked]
@@ -121,7 +124,8 @@ class Sampler:
             question_mask[j, len(sink) : len(q) + len(sink)] = True
         asked_all = [asked for _, asked, _ in stretches]
         visible = torch.from_numpy(np.stack([[a.visible for a in asked] for asked in asked_all]))
-        return Batch(ids, owner, labels, positions, rows, visible, asked_all, question_ids, question_mask, window)
+        states = torch.from_numpy(np.stack([s for _, _, s in stretches]))
+        return Batch(ids, owner, labels, positions, rows, states, visible, asked_all, question_ids, question_mask, window)
 
     def _tokens(self, chunks, asked: list[Asked], prompts: list[list[int]], answers: list[list[int]]):
         ids = [self.ids["<|im_start|>"], self.ids["user"]]

@@ -21,13 +21,14 @@ from model_adapters.tiny.library import Library
 from model_adapters.tiny.losses import Watcher, retrieval_loss, stamp_loss
 from model_adapters.tiny.optim import Optimizers, save_state
 from model_adapters.tiny.samples import QUESTION, Batch, Sampler
+from model_adapters.tiny.states import StateHeads
 from model_adapters.tiny.warmup import warm_up
 
 STREAM_SECONDS = 48
 SEARCHED = 3
 """Every how many steps the retrieval loss joins in; it learns faster than the answers do."""
-STAMP_WEIGHT, SEARCH_WEIGHT = 0.2, 0.1
-"""What the two helping losses count beside that of the answers."""
+STAMP_WEIGHT, STATE_WEIGHT, SEARCH_WEIGHT = 0.2, 0.1, 0.1
+"""What the helping losses count beside that of the answers."""
 REFRESHED = 4
 """Streams of the library that are replaced every ten steps."""
 GROWTH = ((0, 4), (200, 8), (800, 16), (1500, 24), (2600, 36))
@@ -86,12 +87,18 @@ def train(
     language = model.model.language_model
     fix_numbers(model, tokenizer)
     optimizers = Optimizers(language, matrix_lr=matrix_lr, other_lr=matrix_lr / 12)
+    first_number = tokenizer.convert_tokens_to_ids("0")
+    end_id = model.config.vision_end_token_id
+    heads = StateHeads(model.get_input_embeddings().weight[first_number:].detach())
+    head_optimizer = torch.optim.AdamW(heads.parameters(), lr=2e-3, weight_decay=0.0)
     state, step = runs / "train.pt", 0
     if state.exists():
         saved = torch.load(state, map_location=device, weights_only=True)
         model.load_state_dict(saved["model"])
         optimizers.load_state_dict(saved["optimizers"])
         step = saved["step"]
+        if "heads" in saved:
+            heads.load_state_dict(saved["heads"])
     rng = np.random.default_rng([seed, step])
     print("building the library", file=sys.stderr, flush=True)
     library = Library(model.model.visual, num_streams, STREAM_SECONDS, rng)
@@ -104,26 +111,28 @@ def train(
     saved_at = started = time.monotonic()
     seen: dict[str, list[bool]] = {}
     mean_loss = mean_recall = mean_stamps = 0.0
-    first_number = tokenizer.convert_tokens_to_ids("0")
     while step < max_steps:
         optimizers.set_scale(min(1.0, (step + 1) / 60) * min(1.0, 1.2 * (1 - step / max_steps) + 0.02))
         chunks = max(c for s, c in GROWTH if s <= step)
         if step % 10 == 0:
             library.refresh(REFRESHED)
-        batch = sampler.batch(chunks if rng.random() < 0.8 else max(4, chunks // 2), tokens)
+        batch = sampler.batch(chunks if rng.random() < 0.5 else min(chunks, 10), tokens)
         with torch.autocast(device.type, torch.bfloat16):
             logits, labels = forward(model, library, batch)
             keys, _ = watcher.take()
             answer_loss = F.cross_entropy(logits.float(), labels)
-            stamps = stamp_loss(watcher.early, model, batch, first_number, model.config.vision_end_token_id, rng)
-            loss = answer_loss + STAMP_WEIGHT * stamps
+            stamps = stamp_loss(watcher.early, model, batch, first_number, end_id, rng)
+            states, known = heads(watcher.middle, batch, end_id, rng)
+            loss = answer_loss + STAMP_WEIGHT * stamps + STATE_WEIGHT * states
             if step % SEARCHED == 0:
                 language(inputs_embeds=model.get_input_embeddings()(batch.question_ids), use_cache=False)
                 _, queries = watcher.take()
                 search_loss, recall = retrieval_loss(keys, queries, batch)
                 loss = loss + SEARCH_WEIGHT * search_loss
                 mean_recall = 0.9 * mean_recall + 0.1 * recall
+        head_optimizer.zero_grad(set_to_none=True)
         optimizers.step(loss)
+        head_optimizer.step()
         step += 1
         mean_loss = 0.95 * mean_loss + 0.05 * answer_loss.item()
         mean_stamps = 0.95 * mean_stamps + 0.05 * stamps.item()
@@ -134,6 +143,7 @@ def train(
             pace = (time.monotonic() - started) / 25
             print(
                 f"step {step} chunks {chunks} loss {mean_loss:.3f} stamps {mean_stamps:.2f} recall@8 {mean_recall:.2f}"
+                f" states {' '.join(f'{k:.2f}' for k in known)}"
                 f" | {words} | {pace:.2f} s/step",
                 file=sys.stderr,
                 flush=True,
@@ -142,7 +152,10 @@ def train(
         if step % 300 == 0:
             print("held out: " + held_out_words(model, tokenizer, held_out, watcher), file=sys.stderr, flush=True)
         if time.monotonic() - saved_at > 240 or step == max_steps:
-            save_state(state, {"model": model.state_dict(), "optimizers": optimizers.state_dict(), "step": step})
+            save_state(
+                state,
+                {"model": model.state_dict(), "optimizers": optimizers.state_dict(), "heads": heads.state_dict(), "step": step},
+            )
             save_checkpoint(model, tokenizer, runs / "checkpoint")
             saved_at = time.monotonic()
 
