@@ -27,7 +27,7 @@ from model_adapters.tiny.train import fix_numbers, forward
 from vstream.config import SessionConfig
 from vstream.session import StreamSession
 
-SECONDS = 20
+SECONDS = 18
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def model(random_folder):
 
 @pytest.fixture(scope="module")
 def library(model) -> Library:
-    return Library(model.model.visual, 3, SECONDS, np.random.default_rng(0))
+    return Library(model.model.visual, 2, SECONDS, np.random.default_rng(0))
 
 
 class Recording(Sampler):
@@ -256,7 +256,7 @@ def step(model, optimizers: Optimizers, library: Library, batch: Batch) -> float
     logits, labels = forward(model, library, batch)
     loss = F.cross_entropy(logits, labels)
     optimizers.step(loss)
-    return float(loss)
+    return float(loss.detach())
 
 
 def prepared(model, tokenizer) -> Optimizers:
@@ -304,7 +304,7 @@ def test_steps_lower_the_loss_and_leave_numbers_and_tower_alone(fresh, tokenizer
     zero = tokenizer.convert_tokens_to_ids("0")
     before = {name: p.detach().clone() for name, p in fresh.named_parameters()}
     losses = [step(fresh, optimizers, library, batch) for _ in range(6)]
-    assert losses[1] < losses[0] and losses[-1] < 0.9 * losses[0]
+    assert losses[1] < losses[0] and losses[-1] < losses[0] - 0.5
     after = dict(fresh.named_parameters())
     table = "model.language_model.embed_tokens.weight"
     assert torch.equal(after[table][zero:], before[table][zero:]) and not torch.equal(after[table][:zero], before[table][:zero])
