@@ -69,8 +69,9 @@ def make_arms() -> list[Arm]:
     ]
 
 
-def remember(arms: list[Arm], chunks: list[ChunkKV]) -> None:
-    """Show new chunks to every arm."""
+def remember(arms: list[Arm], chunks: list[ChunkKV], gone: Collection[int]) -> None:
+    """Show new chunks to every arm, and let it forget those that memory dropped."""
     for arm in arms:
+        arm.retriever.remove(gone)
         for kv in chunks:
             arm.retriever.add(kv)

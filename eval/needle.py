@@ -93,14 +93,14 @@ def ask_along(
     rng = np.random.default_rng(seed)
     arms = make_arms()[: 1 if only_ours else None]
     reel = Reel(session, frames)
-    known = 0
+    known: set[int] = set()
     last = world.seconds - 1
     times = sorted({int(t) for t in np.linspace(max(4, world.seconds // moments), last, moments)})
     for at in [*times[:-1], last + 0.5]:
         reel.watch_until(at)
-        ids = session.bank.chunk_ids()
-        remember(arms, session.bank.get(ids[known:]))
-        known = len(ids)
+        ids = set(session.bank.chunk_ids())
+        remember(arms, session.bank.get(sorted(ids - known)), known - ids)
+        known = ids
         for question in questions_about(world, float(at), rng):
             yield from put(session, arms, question)
 

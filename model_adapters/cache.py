@@ -86,7 +86,8 @@ class BufferContext(KVContext):
     def fork(self) -> BufferContext:
         layers, heads, capacity, dim = self.keys.shape
         twin = BufferContext((layers, heads, capacity, dim), self.keys.dtype, self.keys.device)
-        twin.write(self.keys[:, :, : self.num_tokens], self.values[:, :, : self.num_tokens])
+        for index, layer in enumerate(self.layers):
+            twin.write_layer(index, self.keys[index, :, : layer.length], self.values[index, :, : layer.length])
         twin.next_position = self.next_position
         return twin
 

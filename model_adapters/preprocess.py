@@ -67,8 +67,11 @@ def resize(frames: torch.Tensor, spec: PixelSpec) -> torch.Tensor:
     height, width = fitted_size(frames.shape[-2], frames.shape[-1], spec)
     if (height, width) == tuple(frames.shape[-2:]):
         return frames
-    resized = F.interpolate(frames.float(), size=(height, width), mode="bicubic", antialias=True, align_corners=False)
-    return resized.round_().clamp_(0, 255).to(torch.uint8)
+    # PIL resizes the width first and rounds to whole levels in between; so does this.
+    for size in ((frames.shape[-2], width), (height, width)):
+        resized = F.interpolate(frames.float(), size=size, mode="bicubic", antialias=True, align_corners=False)
+        frames = resized.round_().clamp_(0, 255).to(torch.uint8)
+    return frames
 
 
 def patchify(picture: torch.Tensor, spec: PixelSpec, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, torch.Tensor]:

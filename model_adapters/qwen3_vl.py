@@ -62,13 +62,18 @@ class Qwen3VLAdapter(ModelAdapter):
         """Load from a local folder in the layout of a hub checkpoint. Raises AdapterError with one line."""
         attention.register()
         transformers_logging.disable_progress_bar()
-        model = Qwen3VLForConditionalGeneration.from_pretrained(
+        loaded: Any = Qwen3VLForConditionalGeneration.from_pretrained(
             folder,
             use_safetensors=True,
             attn_implementation={"text_config": attention.NAME, "vision_config": "sdpa"},
             local_files_only=True,
+            output_loading_info=True,
             **options,
         )
+        model, loading = loaded
+        if loading["missing_keys"]:
+            lost = sorted(loading["missing_keys"])
+            raise AdapterError(f"{name} lacks {len(lost)} of its weights, {lost[0]} among them; download the checkpoint again")
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         missing = [t for t in ("<|vision_start|>", "<|vision_end|>", "<|video_pad|>") if t not in tokenizer.get_vocab()]
         if missing:
@@ -151,7 +156,7 @@ class Qwen3VLAdapter(ModelAdapter):
         return self._text_run(ids, [(i,) * 3 for i in range(len(ids))], len(ids))
 
     def _text_run(self, ids: list[int], positions: list[tuple[int, int, int]], span: int) -> TokenRun:
-        tokens = torch.tensor(ids, device=self.device)
+        tokens = torch.tensor(ids, dtype=torch.long, device=self.device)
         position_ids = torch.tensor(positions, dtype=torch.long, device=self.device).reshape(-1, 3).T
         with torch.inference_mode():
             embeds = self.model.get_input_embeddings()(tokens)

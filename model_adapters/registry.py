@@ -25,6 +25,8 @@ def load_adapter(name_or_path: str = EMBEDDED, *, dtype: Any = None, device: str
     where there is one. Raises AdapterError with one line that says what was wrong and what to do.
     """
     import torch
+    from jinja2 import TemplateError
+    from safetensors import SafetensorError
 
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     folder = _folder(name_or_path)
@@ -46,7 +48,7 @@ def load_adapter(name_or_path: str = EMBEDDED, *, dtype: Any = None, device: str
     options = {"dtype": dtype or (torch.float32 if device == "cpu" else "auto"), "device_map": device}
     try:
         return getattr(importlib.import_module(module), adapter).load(name_or_path, folder, **options)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, TemplateError) as error:
         reason = " ".join(str(error).split())[:200]
         raise AdapterError(f"{name_or_path} cannot be loaded: {reason}") from error
 

@@ -11,7 +11,7 @@ import torch
 from data.change import ChangeDetector, cell_change
 from model_adapters.base import VisualTokens
 from vstream.config import SessionConfig
-from vstream.token_drop import CALIBRATION_CHUNKS, FEATURE_THRESHOLD, PIXEL_THRESHOLD, create_token_drop
+from vstream.token_drop import CALIBRATION_SLOTS, FEATURE_THRESHOLD, PIXEL_THRESHOLD, create_token_drop
 
 CELL = 4
 ROWS, COLUMNS = 3, 5
@@ -211,7 +211,7 @@ def test_peek_tells_what_keep_will_do_and_leaves_no_trace(drop: str, key_every: 
     rng = np.random.default_rng(3)
     quiet, asked = policy(drop, key_every=key_every, drop_target=0.5), policy(drop, key_every=key_every, drop_target=0.5)
     tower, picture = Tower(), grey(120)
-    for step in range(CALIBRATION_CHUNKS + 10):
+    for step in range(CALIBRATION_SLOTS + 10):
         cells = [(r, c) for r in range(ROWS) for c in range(COLUMNS) if rng.random() < (0.95 if step % 7 == 0 else 0.3)]
         picture = altered(grey(120), cells, int(rng.integers(-60, 60)))
         tower.tokens = torch.from_numpy(rng.normal(size=(ROWS * COLUMNS, 6)))
@@ -233,7 +233,7 @@ def test_calibration_reaches_its_target_and_freezes(drop: str, target: float, re
     tower = Tower()
     tower.grid = (1, rows, columns)
     dropped, values = [], []
-    for step in range(CALIBRATION_CHUNKS + 41):
+    for step in range(CALIBRATION_SLOTS + 41):
         # Independent of the chunk before, so that it does not matter which of the earlier ones is the reference.
         levels = torch.from_numpy(rng.integers(0, 256, (rows, columns), dtype=np.uint8))
         picture = levels.repeat_interleave(CELL, 0).repeat_interleave(CELL, 1).expand(2, 3, -1, -1).contiguous()
@@ -241,17 +241,17 @@ def test_calibration_reaches_its_target_and_freezes(drop: str, target: float, re
         tower.tokens = torch.from_numpy(np.stack([np.cos(angles), np.sin(angles)], 1))
         mask, _ = drop_.keep(picture, tower)
         values.append(drop_.threshold.value)
-        if step > CALIBRATION_CHUNKS:
+        if step > CALIBRATION_SLOTS:
             dropped.append(1 - float(mask.float().mean()))
     start = PIXEL_THRESHOLD if drop == "pixel" else FEATURE_THRESHOLD
-    assert set(values[:CALIBRATION_CHUNKS]) == {start}
-    assert len(set(values[CALIBRATION_CHUNKS:])) == 1 and values[-1] != start
+    assert set(values[:CALIBRATION_SLOTS]) == {start}
+    assert len(set(values[CALIBRATION_SLOTS:])) == 1 and values[-1] != start
     assert np.mean(dropped) == pytest.approx(target, abs=0.05)
 
 
 def test_without_a_target_the_threshold_stays() -> None:
     drop, tower = policy("pixel", drop_threshold=0.02), Tower()
-    for step in range(CALIBRATION_CHUNKS + 3):
+    for step in range(CALIBRATION_SLOTS + 3):
         drop.keep(noise(step), tower)
     assert drop.threshold.value == 0.02
 

@@ -86,7 +86,7 @@ def watched(random_adapter):
     with StreamSession(random_adapter, config) as session:
         list(session.feed(world.frames(2.0)))
         arms = make_arms()
-        remember(arms, session.bank.get(session.bank.chunk_ids()))
+        remember(arms, session.bank.get(session.bank.chunk_ids()), ())
         yield session, world, arms
 
 

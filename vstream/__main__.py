@@ -51,7 +51,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _shared(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default="embedded", help="`embedded`, a checkpoint folder, or a hub id")
-    parser.add_argument("--memory", type=Path, metavar="DIR", help="folder for the disk tier; default: a temporary one")
+    parser.add_argument("--memory", type=Path, metavar="DIR", help="folder for the disk tier; default: no disk tier")
     parser.add_argument("--allow-private-hosts", action="store_true", help="let URLs point into the local network")
     add_flags(parser)
 

@@ -109,7 +109,7 @@ class Answerer:
 
     @contextmanager
     def _built(self, question: str, sink: ChunkKV, view: View, num_question_tokens: int) -> Iterator[Built]:
-        """The context for one answer; the chunks behind it stay pinned while it is open."""
+        """The context for one answer: a copy, so the chunks behind it are pinned only while it is made."""
         with self.turns.answer():
             query = self.adapter.encode_question(question)
             # Inside the turn: a retriever is used by one thread at a time, and ingest adds to it.

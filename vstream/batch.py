@@ -60,6 +60,8 @@ def run(questions: Path, out: Path, job: Job, workers: int = 1, limit: int | Non
     if out.exists():
         # Without the torn line that a stopped run may have left: what is appended now must begin a line.
         _replace(out, done.values())
+    if open_rows and workers == 1:
+        _adapter(job.model)  # a model that cannot be loaded is no fault of the rows
     with Progress("answering", len(rows), "rows") as progress, _appending(out) as file:
         for answer in _answers(open_rows, job, workers):
             done[answer["key"]] = answer

@@ -45,7 +45,8 @@ def ask(args: argparse.Namespace) -> int:
 def check_time(at: float | None) -> float | None:
     """`at`, if it can be a time of a stream. Raises QuestionError."""
     if at is not None and not 0 <= at < math.inf:
-        raise QuestionError(f"{at:g} s is before the start; ask for a time from 0 s on")
+        where = "before the start" if at < 0 else "no time"
+        raise QuestionError(f"{at:g} s is {where}; ask for a time from 0 s on")
     return at
 
 

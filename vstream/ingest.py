@@ -17,8 +17,7 @@ from vstream.config import SessionConfig
 from vstream.token_drop import create_token_drop
 
 SINK_ID = -1
-PARTIAL_ID = -2
-"""Ids of what is never stored: the sink, and the unfinished chunk at the moment of a question."""
+"""The id of what is never stored: the sink."""
 THUMBNAIL_SIDE = 128
 
 
@@ -97,8 +96,7 @@ class Ingest:
         grid = (slots, picture.shape[2] // adapter.cell, picture.shape[3] // adapter.cell)
         run = adapter.chunk_run(chunk, grid, keep, visual)
         keys, values = adapter.extend(context, run)
-        chunk_id = PARTIAL_ID if peek else chunk.chunk_id
-        kv = ChunkKV(chunk_id, keys, values, run.position_ids, run.span, chunk.start_seconds, chunk.end_seconds)
+        kv = ChunkKV(chunk.chunk_id, keys, values, run.position_ids, run.span, chunk.start_seconds, chunk.end_seconds)
         return kv, keep.view(grid).numpy()
 
     def _slide(self, newest: ChunkKV) -> None:

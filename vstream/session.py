@@ -23,7 +23,7 @@ class StreamSession:
     """Watches one stream in bounded memory and answers about any moment of it.
 
     One thread feeds; any number of threads may ask at the same time. `turns` is shared by all sessions of one model.
-    `folder` is where the disk tier lies; without it a temporary folder is used and removed at `close`.
+    `folder` is where the disk tier lies; without it nothing is written to disk. What the session wrote is removed at `close`.
     """
 
     def __init__(
@@ -46,6 +46,7 @@ class StreamSession:
         self.chunker = Chunker(c.fps, c.chunk_seconds)
         self.stats = Stats()
         self._records: dict[int, ChunkRecord] = {}
+        self._dropped: set[int] = set()
         self._now: float | None = None
         self._lock = threading.RLock()
         """Guards what a question looks at while frames come in: records, window, chunker, now."""
@@ -71,8 +72,12 @@ class StreamSession:
     def _store(self, chunk: Chunk) -> ChunkRecord:
         record, dropped = self.ingest.add(chunk)
         self._records[record.chunk_id] = record
-        for chunk_id in dropped:
+        self._dropped.update(dropped)
+        # What memory dropped while it is still in the window can be asked about until it leaves it.
+        in_window = {kv.chunk_id for kv in self.ingest.window}
+        for chunk_id in self._dropped - in_window:
             self._records.pop(chunk_id, None)
+            self._dropped.discard(chunk_id)
         self.stats.count(record)
         return record
 
@@ -87,7 +92,7 @@ class StreamSession:
             view = self.view(at)
         for answer in self.answerer.answer(question, self.ingest.sink, view, turns):
             if answer.done:
-                self.stats.answered(answer)
+                self._count(answer)
             yield answer
 
     def answer(self, question: str, at: float | None = None) -> Answer:
@@ -103,8 +108,12 @@ class StreamSession:
         with self.turns.answer(), self._lock:
             view = self.view(at)
         answer, choice = self.answerer.choose(question, options, self.ingest.sink, view)
-        self.stats.answered(answer)
+        self._count(answer)
         return answer, choice
+
+    def _count(self, answer: Answer) -> None:
+        with self._lock:
+            self.stats.answered(answer)
 
     def view(self, at: float | None = None) -> View:
         """What a question at stream time `at` (default: now) may see. Raises QuestionError for a time that was not watched."""

@@ -23,8 +23,8 @@ FEATURE_THRESHOLD = 0.1
 """1 - cosine of merged embeddings."""
 SCENE_CUT = 0.75
 """A chunk in which this share of cells changed is a new scene, and is kept whole."""
-CALIBRATION_CHUNKS = 32
-"""Chunks whose changes are collected before a target drop ratio is turned into a threshold."""
+CALIBRATION_SLOTS = 32
+"""Temporal slots whose changes are collected before a target drop ratio is turned into a threshold."""
 
 Embed = Callable[[], VisualTokens]
 Kept = tuple[torch.Tensor, VisualTokens | None]
@@ -60,11 +60,11 @@ class Threshold:
         self._seen: list[torch.Tensor] = []
 
     def observe(self, change: torch.Tensor) -> None:
-        """Take the changes of one chunk's cells into the calibration, while it runs."""
+        """Take the changes of one slot's cells into the calibration, while it runs."""
         if self.target is None:
             return
         self._seen.append(change.flatten().cpu())
-        if len(self._seen) == CALIBRATION_CHUNKS:
+        if len(self._seen) == CALIBRATION_SLOTS:
             self.value = float(torch.cat(self._seen).quantile(self.target))
             self.target, self._seen = None, []
 

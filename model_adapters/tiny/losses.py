@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from model_adapters.tiny.samples import QUESTION, Batch
 from model_adapters.tiny.states import MIDDLE
 
-RETRIEVED_FAMILIES = ("when", "did", "which", "after")
+RETRIEVED_FAMILIES = ("at", "when", "did", "which", "after")
 EARLY, STAMPED = 1, 500
 """After which layer visual tokens should carry their time, and how many of them are asked per step."""
 

@@ -25,13 +25,13 @@ from model_adapters.tiny.states import StateHeads
 from model_adapters.tiny.warmup import warm_up
 
 STREAM_SECONDS = 48
-SEARCHED = 3
-"""Every how many steps the retrieval loss joins in; it learns faster than the answers do."""
+SEARCHED = 2
+"""Every how many steps the retrieval loss joins in."""
 STAMP_WEIGHT, STATE_WEIGHT, SEARCH_WEIGHT = 0.2, 0.1, 0.1
 """What the helping losses count beside that of the answers."""
 REFRESHED = 4
 """Streams of the library that are replaced every ten steps."""
-GROWTH = ((0, 4), (200, 8), (800, 16), (1500, 24), (2600, 36))
+GROWTH = ((0, 4), (200, 8), (800, 16), (2300, 24))
 """(step, chunks): from this step on, stretches hold up to that many chunks."""
 
 
