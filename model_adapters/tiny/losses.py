@@ -8,12 +8,18 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from model_adapters.rope import rotate
+from model_adapters.tiny.labels import UNKNOWN
 from model_adapters.tiny.samples import QUESTION, Batch
 from model_adapters.tiny.states import MIDDLE
 
 RETRIEVED_FAMILIES = ("at", "when", "did", "which", "after")
 EARLY, STAMPED = 1, 500
 """After which layer visual tokens should carry their time, and how many of them are asked per step."""
+
+
+MATCHING = 2
+"""The layer in which the number of a question looks for the chunk of that second."""
 
 
 class Watcher:
@@ -91,3 +97,34 @@ def stamp_loss(
     hidden = hidden * hidden.square().mean(-1, keepdim=True).add(1e-6).rsqrt()
     numbers = model.get_input_embeddings().weight[first_number:].detach()
     return F.cross_entropy(hidden @ numbers.T, table[b, batch.owner[b, s]] - first_number)
+
+
+def match_loss(
+    keys: torch.Tensor, queries: torch.Tensor, batch: Batch, cos: torch.Tensor, sin: torch.Tensor, first_number: int
+) -> torch.Tensor:
+    """How little the number in an "at" question looks at the chunk of that second, in one head per KV group of `MATCHING`.
+
+    Matching numbers is of use to one family alone and stays on a plateau for thousands of steps; shown once where to look, the
+    rest follows. keys, queries: from `Watcher.take`. cos, sin: [B, S, d], so that the attention is the rotated one.
+    """
+    layer = MATCHING
+    groups = queries.shape[3] // keys.shape[3]
+    asked_at = [[a.family == "at" for a in asked] for asked in batch.asked]
+    is_at = torch.tensor(asked_at)[torch.arange(len(batch.ids))[:, None], (batch.owner - QUESTION).clamp(min=0)]
+    where = ((batch.owner >= QUESTION) & (batch.ids >= first_number) & is_at & (batch.labels == UNKNOWN)).nonzero()
+    if not len(where):
+        return keys.sum() * 0
+    b, s = where.unbind(1)
+    seconds = batch.ids[b, s] - first_number
+    first = (batch.ids * ((batch.owner == 0) & (batch.ids >= first_number))).amax(1) - first_number
+    target = batch.owner[b] == (seconds - first[b])[:, None]
+    seen = batch.attention_mask()[b, 0, s] & (batch.owner[b] >= 0) & (batch.owner[b] < QUESTION)
+    total = keys.new_zeros(()).float()
+    for group in range(keys.shape[3]):
+        q = rotate(queries[layer, :, :, group * groups], cos, sin)[b, s].float()
+        k = rotate(keys[layer, :, :, group], cos, sin).float()
+        logits = torch.einsum("nd,nsd->ns", q, k[b]) * keys.shape[-1] ** -0.5
+        everything = logits.masked_fill(~seen, float("-inf")).logsumexp(1)
+        right = logits.masked_fill(~(seen & target), float("-inf")).logsumexp(1)
+        total = total + (everything - right).mean()
+    return total

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 
 from model_adapters.tiny.config import CHECKPOINT, build_model, build_tokenizer, write_side_files
 from model_adapters.tiny.library import Library
-from model_adapters.tiny.losses import Watcher, retrieval_loss, stamp_loss
+from model_adapters.tiny.losses import Watcher, match_loss, retrieval_loss, stamp_loss
 from model_adapters.tiny.optim import Optimizers, save_state
 from model_adapters.tiny.samples import QUESTION, Batch, Sampler
 from model_adapters.tiny.states import StateHeads
@@ -27,7 +27,7 @@ from model_adapters.tiny.warmup import warm_up
 STREAM_SECONDS = 48
 SEARCHED = 2
 """Every how many steps the retrieval loss joins in."""
-STAMP_WEIGHT, STATE_WEIGHT, SEARCH_WEIGHT = 0.2, 0.1, 0.1
+STAMP_WEIGHT, STATE_WEIGHT, SEARCH_WEIGHT, MATCH_WEIGHT = 0.2, 0.1, 0.1, 0.15
 """What the helping losses count beside that of the answers."""
 REFRESHED = 4
 """Streams of the library that are replaced every ten steps."""
@@ -119,11 +119,13 @@ def train(
         batch = sampler.batch(chunks if rng.random() < 0.5 else min(chunks, 10), tokens)
         with torch.autocast(device.type, torch.bfloat16):
             logits, labels = forward(model, library, batch)
-            keys, _ = watcher.take()
+            keys, looks = watcher.take()
+            cos, sin = language.rotary_emb(keys[0], batch.positions)
+            match = match_loss(keys, looks, batch, cos, sin, first_number)
             answer_loss = F.cross_entropy(logits.float(), labels)
             stamps = stamp_loss(watcher.early, model, batch, first_number, end_id, rng)
             states, known = heads(watcher.middle, batch, end_id, rng)
-            loss = answer_loss + STAMP_WEIGHT * stamps + STATE_WEIGHT * states
+            loss = answer_loss + STAMP_WEIGHT * stamps + STATE_WEIGHT * states + MATCH_WEIGHT * match
             if step % SEARCHED == 0:
                 language(inputs_embeds=model.get_input_embeddings()(batch.question_ids), use_cache=False)
                 _, queries = watcher.take()
@@ -142,7 +144,8 @@ def train(
             words = " ".join(f"{f} {np.mean(h):.2f}" for f, h in sorted(seen.items()))
             pace = (time.monotonic() - started) / 25
             print(
-                f"step {step} chunks {chunks} loss {mean_loss:.3f} stamps {mean_stamps:.2f} recall@8 {mean_recall:.2f}"
+                f"step {step} chunks {chunks} loss {mean_loss:.3f} stamps {mean_stamps:.2f} match {match.item():.2f}"
+                f" recall@8 {mean_recall:.2f}"
                 f" states {' '.join(f'{k:.2f}' for k in known)}"
                 f" | {words} | {pace:.2f} s/step",
                 file=sys.stderr,
