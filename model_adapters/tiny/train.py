@@ -183,7 +183,9 @@ def held_out_words(model: Any, tokenizer, library: Library, watcher: Watcher) ->
 
 def save_checkpoint(model: Any, tokenizer, folder: Path) -> None:
     """Write the model as any checkpoint is written: config, bfloat16 safetensors, tokenizer, processor configuration."""
-    weights = {name: p.detach().to(torch.bfloat16).contiguous() for name, p in model.state_dict().items()}
+    # The head is tied to the embeddings: written once.
+    tied = {name: p for name, p in model.state_dict().items() if name != "lm_head.weight"}
+    weights = {name: p.detach().to(torch.bfloat16).contiguous() for name, p in tied.items()}
     model.config.dtype = torch.bfloat16
     model.save_pretrained(folder, state_dict=weights)
     write_side_files(folder, tokenizer)
