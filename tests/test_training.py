@@ -349,7 +349,7 @@ def test_the_retrieval_loss_scores_as_the_retriever_does(model, random_folder, t
     losses, recalls = [], []
     for b, asked in enumerate(batch.asked):
         for a in asked:
-            if a.family not in ("when", "did", "which", "after") or not a.evidence or a.chunk <= 2:
+            if a.family not in ("at", "when", "did", "which", "after") or not a.evidence or a.chunk <= 2:
                 continue
             query = adapter.encode_question(a.question).per_layer
             scores = []
