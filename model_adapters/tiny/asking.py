@@ -19,6 +19,7 @@ from data.questions import (
     ask_when,
     ask_which,
     comment_at,
+    named,
 )
 from data.world import PAIRS, Stay, World
 
@@ -35,6 +36,7 @@ class Asked:
     chunk: int
     visible: np.ndarray
     evidence: list[int]
+    shown: list[int]
 
 
 @dataclass(frozen=True)
@@ -85,8 +87,16 @@ class Asker:
             made = getattr(self, f"_{family}")(stretch, newest) or self._at(stretch, newest)
             question, chunk, evidence = made
             visible = self._visible(stretch, chunk, evidence)
-            asked.append(Asked(question.family, question.question, question.answer, chunk, visible, evidence))
+            shown = self._shown(stretch, question, evidence)
+            asked.append(Asked(question.family, question.question, question.answer, chunk, visible, evidence, shown))
         return asked
+
+    def _shown(self, stretch: Stretch, question: WorldQuestion, evidence: list[int]) -> list[int]:
+        """Of the evidence, the chunks that show the answer itself."""
+        if question.family != "after":
+            return evidence
+        there = {k: stretch.world.on_screen(stretch.start + k) for k in evidence}
+        return [k for k, stay in there.items() if stay is not None and named(stay.name) == question.answer]
 
     def _now(self, stretch: Stretch, newest: int) -> Made:
         return ask_now(stretch.world, stretch.time_of(newest)), newest, []

@@ -18,8 +18,8 @@ EARLY, STAMPED = 1, 500
 """After which layer visual tokens should carry their time, and how many of them are asked per step."""
 
 
-MATCHING = 2
-"""The layer in which the number of a question looks for the chunk of that second."""
+MATCHING, LOOKING = 2, 3
+"""The layers in which the number of a question looks for the chunk of that second, and an answer for what shows it."""
 
 
 class Watcher:
@@ -123,6 +123,36 @@ def match_loss(
     for group in range(keys.shape[3]):
         q = rotate(queries[layer, :, :, group * groups], cos, sin)[b, s].float()
         k = rotate(keys[layer, :, :, group], cos, sin).float()
+        logits = torch.einsum("nd,nsd->ns", q, k[b]) * keys.shape[-1] ** -0.5
+        everything = logits.masked_fill(~seen, float("-inf")).logsumexp(1)
+        right = logits.masked_fill(~(seen & target), float("-inf")).logsumexp(1)
+        total = total + (everything - right).mean()
+    return total
+
+
+def look_loss(keys: torch.Tensor, queries: torch.Tensor, batch: Batch, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """How little the tokens of an answer look at the chunks that show it, in one head per KV group of layer `LOOKING`.
+
+    As `match_loss`, for the second half of the way: from what is asked to what is said. keys, queries, cos, sin: as there.
+    """
+    groups = queries.shape[3] // keys.shape[3]
+    shown = torch.zeros(batch.visible.shape, dtype=torch.bool)
+    for row, asked in enumerate(batch.asked):
+        for number, a in enumerate(asked):
+            shown[row, number, a.shown] = True
+    where = (batch.labels != UNKNOWN).nonzero()
+    question = batch.owner[where[:, 0], where[:, 1]] - QUESTION
+    has = shown[where[:, 0], question].any(1)
+    if not has.any():
+        return keys.sum() * 0
+    (b, s), question = where[has].unbind(1), question[has]
+    in_chunk = (batch.owner[b] >= 0) & (batch.owner[b] < QUESTION)
+    target = shown[b, question].gather(1, batch.owner[b].clamp(0, shown.shape[2] - 1)) & in_chunk
+    seen = batch.attention_mask()[b, 0, s] & in_chunk
+    total = keys.new_zeros(()).float()
+    for group in range(keys.shape[3]):
+        q = rotate(queries[LOOKING, :, :, group * groups + 1], cos, sin)[b, s].float()
+        k = rotate(keys[LOOKING, :, :, group], cos, sin).float()
         logits = torch.einsum("nd,nsd->ns", q, k[b]) * keys.shape[-1] ** -0.5
         everything = logits.masked_fill(~seen, float("-inf")).logsumexp(1)
         right = logits.masked_fill(~(seen & target), float("-inf")).logsumexp(1)

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 
 from model_adapters.tiny.config import CHECKPOINT, build_model, build_tokenizer, write_side_files
 from model_adapters.tiny.library import Library
-from model_adapters.tiny.losses import Watcher, match_loss, retrieval_loss, stamp_loss
+from model_adapters.tiny.losses import Watcher, look_loss, match_loss, retrieval_loss, stamp_loss
 from model_adapters.tiny.optim import Optimizers, save_state
 from model_adapters.tiny.samples import QUESTION, Batch, Sampler
 from model_adapters.tiny.states import StateHeads
@@ -121,7 +121,7 @@ def train(
             logits, labels = forward(model, library, batch)
             keys, looks = watcher.take()
             cos, sin = language.rotary_emb(keys[0], batch.positions)
-            match = match_loss(keys, looks, batch, cos, sin, first_number)
+            match = match_loss(keys, looks, batch, cos, sin, first_number) + look_loss(keys, looks, batch, cos, sin)
             answer_loss = F.cross_entropy(logits.float(), labels)
             stamps = stamp_loss(watcher.early, model, batch, first_number, end_id, rng)
             states, known = heads(watcher.middle, batch, end_id, rng)
