@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 from data.errors import QuestionError
 from memory.base import Bank
@@ -183,6 +183,17 @@ class Built:
             for share, kv in moments
             if share >= least
         )
+
+
+def answer_fields(answer: Answer) -> dict[str, object]:
+    """The fields of an answer that `--json` and batch rows share, ready for JSON."""
+    return {
+        "answer": answer.text,
+        "asked_at_seconds": round(answer.asked_at_seconds, 3),
+        "evidence": [asdict(e) for e in answer.evidence],
+        "ttft_seconds": round(answer.ttft_seconds, 4),
+        "num_context_tokens": answer.num_context_tokens,
+    }
 
 
 def checked_question(question: str) -> str:

@@ -18,7 +18,7 @@ from data.errors import QuestionError, VStreamError
 from data.sources import open_source
 from model_adapters.base import ModelAdapter
 from model_adapters.registry import load_adapter
-from vstream.answer import is_text
+from vstream.answer import answer_fields, is_text
 from vstream.config import SessionConfig
 from vstream.progress import Progress
 from vstream.recorded import Reel
@@ -218,14 +218,7 @@ def _answered(session: StreamSession, row: Row, at: float | None) -> Row:
             answer, extra = session.answer(row["question"], at), {}
     except QuestionError as error:
         return {"answer": None, "error": str(error)}
-    return {
-        "answer": answer.text,
-        **extra,
-        "asked_at_seconds": round(answer.asked_at_seconds, 3),
-        "evidence": [asdict(e) for e in answer.evidence],
-        "ttft_seconds": round(answer.ttft_seconds, 4),
-        "num_context_tokens": answer.num_context_tokens,
-    }
+    return {**answer_fields(answer), **extra}
 
 
 def _finished(row: Row, job: Job, answer: Row) -> Row:

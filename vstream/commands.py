@@ -6,7 +6,6 @@ import argparse
 import json
 import math
 import sys
-from dataclasses import asdict
 from importlib.metadata import version
 
 from data.errors import AdapterError, QuestionError
@@ -15,7 +14,7 @@ from data.sources.doctor import check
 from model_adapters.base import ModelAdapter
 from model_adapters.registry import EMBEDDED, load_adapter
 from vstream import batch as batch_
-from vstream.answer import Answer, checked_question
+from vstream.answer import Answer, answer_fields, checked_question
 from vstream.config import SessionConfig, from_flags
 from vstream.progress import Progress
 from vstream.recorded import Reel
@@ -70,15 +69,11 @@ def watch(session: StreamSession, source: Source, end: float) -> None:
 
 
 def answer_row(answer: Answer, session: StreamSession) -> dict[str, object]:
-    """The object that `--json` and batch print."""
+    """The object that `--json` prints."""
     return {
-        "answer": answer.text,
-        "asked_at_seconds": round(answer.asked_at_seconds, 3),
-        "evidence": [asdict(e) for e in answer.evidence],
-        "ttft_seconds": round(answer.ttft_seconds, 4),
+        **answer_fields(answer),
         "num_seen_tokens": session.stats.num_seen_tokens,
         "num_kept_tokens": session.stats.num_kept_tokens,
-        "num_context_tokens": answer.num_context_tokens,
         "model": session.adapter.info.name,
     }
 

@@ -107,8 +107,6 @@ def match_loss(
     Matching numbers is of use to one family alone and stays on a plateau for thousands of steps; shown once where to look, the
     rest follows. keys, queries: from `Watcher.take`. cos, sin: [B, S, d], so that the attention is the rotated one.
     """
-    layer = MATCHING
-    groups = queries.shape[3] // keys.shape[3]
     asked_at = [[a.family == "at" for a in asked] for asked in batch.asked]
     is_at = torch.tensor(asked_at)[torch.arange(len(batch.ids))[:, None], (batch.owner - QUESTION).clamp(min=0)]
     where = ((batch.owner >= QUESTION) & (batch.ids >= first_number) & is_at & (batch.labels == UNKNOWN)).nonzero()
@@ -118,16 +116,7 @@ def match_loss(
     seconds = batch.ids[b, s] - first_number
     first = (batch.ids * ((batch.owner == 0) & (batch.ids >= first_number))).amax(1) - first_number
     target = batch.owner[b] == (seconds - first[b])[:, None]
-    seen = batch.attention_mask()[b, 0, s] & (batch.owner[b] >= 0) & (batch.owner[b] < QUESTION)
-    total = keys.new_zeros(()).float()
-    for group in range(keys.shape[3]):
-        q = rotate(queries[layer, :, :, group * groups], cos, sin)[b, s].float()
-        k = rotate(keys[layer, :, :, group], cos, sin).float()
-        logits = torch.einsum("nd,nsd->ns", q, k[b]) * keys.shape[-1] ** -0.5
-        everything = logits.masked_fill(~seen, float("-inf")).logsumexp(1)
-        right = logits.masked_fill(~(seen & target), float("-inf")).logsumexp(1)
-        total = total + (everything - right).mean()
-    return total
+    return _missed(keys[MATCHING], queries[MATCHING], 0, batch, cos, sin, (b, s), target)
 
 
 def look_loss(keys: torch.Tensor, queries: torch.Tensor, batch: Batch, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
@@ -135,7 +124,6 @@ def look_loss(keys: torch.Tensor, queries: torch.Tensor, batch: Batch, cos: torc
 
     As `match_loss`, for the second half of the way: from what is asked to what is said. keys, queries, cos, sin: as there.
     """
-    groups = queries.shape[3] // keys.shape[3]
     shown = torch.zeros(batch.visible.shape, dtype=torch.bool)
     for row, asked in enumerate(batch.asked):
         for number, a in enumerate(asked):
@@ -146,13 +134,30 @@ def look_loss(keys: torch.Tensor, queries: torch.Tensor, batch: Batch, cos: torc
     if not has.any():
         return keys.sum() * 0
     (b, s), question = where[has].unbind(1), question[has]
-    in_chunk = (batch.owner[b] >= 0) & (batch.owner[b] < QUESTION)
-    target = shown[b, question].gather(1, batch.owner[b].clamp(0, shown.shape[2] - 1)) & in_chunk
-    seen = batch.attention_mask()[b, 0, s] & in_chunk
+    target = shown[b, question].gather(1, batch.owner[b].clamp(0, shown.shape[2] - 1))
+    return _missed(keys[LOOKING], queries[LOOKING], 1, batch, cos, sin, (b, s), target)
+
+
+def _missed(
+    keys: torch.Tensor,
+    queries: torch.Tensor,
+    head: int,
+    batch: Batch,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    where: tuple[torch.Tensor, torch.Tensor],
+    target: torch.Tensor,
+) -> torch.Tensor:
+    """-log of the share on `target` of what the tokens at `where` (rows, places) look at in chunks, in head `head` of every KV
+    group, summed over groups. keys, queries: of one layer, [B, S, heads, d]. target: bool [n, S].
+    """
+    b, s = where
+    groups = queries.shape[2] // keys.shape[2]
+    seen = batch.attention_mask()[b, 0, s] & (batch.owner[b] >= 0) & (batch.owner[b] < QUESTION)
     total = keys.new_zeros(()).float()
-    for group in range(keys.shape[3]):
-        q = rotate(queries[LOOKING, :, :, group * groups + 1], cos, sin)[b, s].float()
-        k = rotate(keys[LOOKING, :, :, group], cos, sin).float()
+    for group in range(keys.shape[2]):
+        q = rotate(queries[:, :, group * groups + head], cos, sin)[b, s].float()
+        k = rotate(keys[:, :, group], cos, sin).float()
         logits = torch.einsum("nd,nsd->ns", q, k[b]) * keys.shape[-1] ** -0.5
         everything = logits.masked_fill(~seen, float("-inf")).logsumexp(1)
         right = logits.masked_fill(~(seen & target), float("-inf")).logsumexp(1)
