@@ -23,7 +23,7 @@ from data.questions import (
 )
 from data.world import PAIRS, Stay, World
 
-MIX = {"now": 1, "clock": 2, "at": 5, "when": 4, "did": 2, "which": 2, "after": 3, "watch": 1, "comment": 1}
+MIX = {"now": 1, "clock": 2, "at": 5, "when": 4, "did": 2, "which": 2, "after": 5, "watch": 1, "comment": 1}
 
 
 @dataclass

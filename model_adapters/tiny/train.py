@@ -31,7 +31,7 @@ STAMP_WEIGHT, STATE_WEIGHT, SEARCH_WEIGHT, MATCH_WEIGHT = 0.2, 0.1, 0.1, 0.15
 """What the helping losses count beside that of the answers."""
 REFRESHED = 4
 """Streams of the library that are replaced every ten steps."""
-GROWTH = ((0, 4), (200, 8), (800, 16), (2300, 24))
+GROWTH = ((0, 4), (200, 8), (700, 16), (1800, 24))
 """(step, chunks): from this step on, stretches hold up to that many chunks."""
 
 
