@@ -5,17 +5,9 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import NoReturn
 
 from data.errors import VStreamError
-from vstream.config import add_flags, from_flags
-
-
-class Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message}; see --help\n")
+from vstream.config import Parser, add_flags, from_flags
 
 
 def parsed(argv: list[str] | None) -> argparse.Namespace:

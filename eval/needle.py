@@ -96,7 +96,8 @@ def ask_along(
     known: set[int] = set()
     last = world.seconds - 1
     times = sorted({int(t) for t in np.linspace(max(4, world.seconds // moments), last, moments)})
-    for at in [*times[:-1], last + 0.5]:
+    # Not on the second itself: in a stream of variable rate, the frame that shows a change comes a little after it.
+    for at in [*(t + 0.1 for t in times[:-1]), last + 0.5]:
         reel.watch_until(at)
         ids = set(session.bank.chunk_ids())
         remember(arms, session.bank.get(sorted(ids - known)), known - ids)

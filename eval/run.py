@@ -9,8 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data.errors import VStreamError
-from vstream.__main__ import USAGE_ERROR, Parser
-from vstream.config import add_flags
+from vstream.config import USAGE_ERROR, Parser, add_flags
 
 EVALUATIONS = {
     "needle": ("eval.needle", "accuracy and retrieval on the synthetic world, with all controls"),

@@ -10,16 +10,7 @@ from pathlib import Path
 
 from data.errors import VStreamError
 from vstream import commands
-from vstream.config import add_flags
-
-USAGE_ERROR = 2
-
-
-class Parser(argparse.ArgumentParser):
-    """Says what was wrong in one line, without the usage text in front of it."""
-
-    def error(self, message: str) -> None:  # type: ignore[override]
-        self.exit(USAGE_ERROR, f"{self.prog}: {message}; see {self.prog} --help\n")
+from vstream.config import USAGE_ERROR, Parser, add_flags
 
 
 def build_parser() -> argparse.ArgumentParser:
