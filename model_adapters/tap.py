@@ -8,15 +8,20 @@ import torch
 
 
 class Tap:
-    """Reads un-rotated keys and queries of every layer during a forward pass, by hooks on k_norm and q_norm."""
+    """Reads un-rotated keys and queries of every layer during a forward pass, by hooks on what makes them last: the norms
+    `k_norm` and `q_norm` where a layer has them (Qwen3), else the projections `k_proj` and `q_proj` (Qwen2, Llama)."""
 
-    def __init__(self, layers: Any) -> None:
+    def __init__(self, layers: Any, head_dim: int) -> None:
+        self.head_dim = head_dim
         self.on = False
         self.keys: list[torch.Tensor] = []
         self.queries: list[torch.Tensor] = []
         for layer in layers:
-            layer.self_attn.k_norm.register_forward_hook(lambda _m, _i, out: self._add(self.keys, out))
-            layer.self_attn.q_norm.register_forward_hook(lambda _m, _i, out: self._add(self.queries, out))
+            attention = layer.self_attn
+            key_source = getattr(attention, "k_norm", attention.k_proj)
+            query_source = getattr(attention, "q_norm", attention.q_proj)
+            key_source.register_forward_hook(lambda _m, _i, out: self._add(self.keys, out))
+            query_source.register_forward_hook(lambda _m, _i, out: self._add(self.queries, out))
 
     def __enter__(self) -> Tap:
         self.on, self.keys, self.queries = True, [], []
@@ -27,12 +32,13 @@ class Tap:
 
     def stacked_keys(self) -> torch.Tensor:
         """[layers, kv_heads, S, head_dim]"""
-        return torch.stack([k[0].transpose(0, 1) for k in self.keys])
+        return torch.stack([k.transpose(0, 1) for k in self.keys])
 
     def stacked_queries(self) -> torch.Tensor:
         """[layers, heads, S, head_dim]"""
-        return torch.stack([q[0].transpose(0, 1) for q in self.queries])
+        return torch.stack([q.transpose(0, 1) for q in self.queries])
 
     def _add(self, held: list[torch.Tensor], out: torch.Tensor) -> None:
+        """out: [1, S, heads, head_dim] or [1, S, heads * head_dim]"""
         if self.on:
-            held.append(out)
+            held.append(out[0].view(out.shape[1], -1, self.head_dim))

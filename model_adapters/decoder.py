@@ -1,0 +1,190 @@
+"""The language-model side of every stock decoder-only video LLM: contexts, prefill, retrieved chunks, decoding."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from transformers.generation.logits_process import LogitsProcessorList, TemperatureLogitsWarper
+
+from model_adapters.base import AttentionTrace, ChunkKV, KVContext, ModelAdapter, ModelInfo, Query, TokenRun
+from model_adapters.cache import BufferContext
+from model_adapters.rope import rotate
+from model_adapters.tap import Tap
+
+
+class DecoderAdapter(ModelAdapter):
+    """What needs only a stock language model, its rotary embedding, its head, and a tokenizer.
+
+    model: the whole stock model; language: its language model, with `layers` and `rotary_emb`. Position ids have 3 axes
+    (M-RoPE) or 1, as `info.num_position_axes` says. video_id: the token that stands for one visual token.
+    """
+
+    def __init__(self, model: Any, language: Any, tokenizer: Any, video_id: int, info: ModelInfo) -> None:
+        self.model = model
+        self.language = language
+        self.tokenizer = tokenizer
+        self.video_id = video_id
+        self.info = info
+        self.device = model.device
+        self.tap = Tap(language.layers, info.head_dim)
+        eos = model.generation_config.eos_token_id
+        self.stop_ids = {tokenizer.eos_token_id, *(eos if isinstance(eos, list) else [eos])} - {None}
+
+    @abstractmethod
+    def sink_run(self) -> TokenRun: ...
+
+    def plain_run(self, text: str) -> TokenRun:
+        """Text at consecutive positions."""
+        ids = self.ids(text)
+        return self.token_run(ids, torch.arange(len(ids)).expand(self.info.num_position_axes, -1), len(ids))
+
+    def token_run(self, ids: Sequence[int], positions: torch.Tensor, span: int) -> TokenRun:
+        """Tokens with the positions [P, S] that they are given; visual tokens still with their placeholder's embedding."""
+        tokens = torch.tensor(ids, dtype=torch.long, device=self.device)
+        with torch.inference_mode():
+            embeds = self.model.get_input_embeddings()(tokens)
+        return TokenRun(embeds, positions.to(self.device), span, tokens == self.video_id)
+
+    def ids(self, text: str) -> list[int]:
+        """Token ids of a piece of text, special tokens in it included, none added."""
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def new_context(self, capacity: int) -> BufferContext:
+        shape = (self.info.num_layers, self.info.num_kv_heads, capacity, self.info.head_dim)
+        return BufferContext(shape, self.info.dtype, self.device)
+
+    def _batched(self, positions: torch.Tensor) -> torch.Tensor:
+        """Position ids [P, S] as stock models take them for a batch of one: [3, 1, S], or [1, S] where P is 1."""
+        return positions[:, None] if self.info.num_position_axes > 1 else positions
+
+    def angles(self, like: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The model's own cos and sin [S, head_dim] for position ids [P, S], in the dtype of `like`."""
+        cos, sin = self.language.rotary_emb(like, self._batched(positions))
+        return cos[0], sin[0]
+
+    @torch.inference_mode()
+    def _forward(self, context: KVContext, run: TokenRun) -> torch.Tensor:
+        """Hidden states [S, D] of `run` behind the context, which grows by it."""
+        assert isinstance(context, BufferContext)
+        context.reserve(run.num_tokens)
+        extra: dict[str, Any] = {}
+        if run.deepstack is not None:
+            extra = {"visual_pos_masks": run.visual_mask[None], "deepstack_visual_embeds": list(run.deepstack)}
+        out = self.language(
+            inputs_embeds=run.embeds[None],
+            position_ids=self._batched(run.position_ids + context.next_position),
+            past_key_values=context.cache,
+            use_cache=True,
+            **extra,
+        )
+        context.next_position += run.span
+        return out.last_hidden_state[0]
+
+    def extend(self, context: KVContext, run: TokenRun) -> tuple[torch.Tensor, torch.Tensor]:
+        start = context.num_tokens
+        with self.tap:
+            self._forward(context, run)
+            keys = self.tap.stacked_keys()
+        return keys, context.values[:, :, start : context.num_tokens].clone()  # type: ignore[attr-defined]
+
+    @torch.inference_mode()
+    def append(self, context: KVContext, chunks: Sequence[ChunkKV]) -> None:
+        assert isinstance(context, BufferContext)
+        if not chunks:
+            return
+        keys, positions, span = _joined([chunk.keys for chunk in chunks], chunks)
+        cos, sin = self.angles(keys, positions + context.next_position)
+        context.write(rotate(keys, cos, sin), torch.cat([chunk.values for chunk in chunks], dim=2))
+        context.next_position += span
+
+    @torch.inference_mode()
+    def append_layers(self, context: KVContext, chunks: Sequence[Sequence[ChunkKV]]) -> None:
+        assert isinstance(context, BufferContext)
+        spans = [sum(chunk.span for chunk in row) for row in chunks]
+        context.reserve(max(sum(chunk.num_tokens for chunk in row) for row in chunks))
+        for index, row in enumerate(chunks):
+            if row:
+                keys, positions, span = _joined([chunk.keys[index] for chunk in row], row)
+                cos, sin = self.angles(keys, positions + context.next_position + max(spans) - span)
+                values = torch.cat([chunk.values[index] for chunk in row], dim=1)
+                context.write_layer(index, rotate(keys, cos, sin), values)
+        context.next_position += max(spans)
+
+    def encode_question(self, question: str) -> Query:
+        context = self.new_context(256)
+        self._forward(context, self.sink_run())
+        with self.tap:
+            self._forward(context, self.plain_run(question))
+            queries = self.tap.stacked_queries().float().mean(2)
+        heads = queries.view(self.info.num_layers, self.info.num_kv_heads, -1, self.info.head_dim)
+        return Query(heads.sum(2) * self.info.head_dim**-0.5, question)
+
+    @torch.inference_mode()
+    def logits(self, context: KVContext, run: TokenRun) -> torch.Tensor:
+        return self.model.lm_head(self._forward(context, run)).float()
+
+    @torch.inference_mode()
+    def likelihoods(self, context: KVContext, run: TokenRun, answers: Sequence[str]) -> list[float]:
+        first = self.logits(context, run)[-1:]
+        found = []
+        for answer in answers:
+            ids = [*self.ids(answer), self.tokenizer.eos_token_id]
+            body = torch.arange(len(ids) - 1).expand(self.info.num_position_axes, -1)
+            rest = self.logits(context.fork(), self.token_run(ids[:-1], body, len(ids) - 1))
+            scores = torch.cat([first, rest]).log_softmax(-1)
+            found.append(float(scores.gather(1, torch.tensor(ids, device=self.device)[:, None]).mean()))
+        return found
+
+    @torch.inference_mode()
+    def generate(
+        self,
+        context: KVContext,
+        run: TokenRun,
+        max_new_tokens: int,
+        temperature: float = 0.0,
+        seed: int = 0,
+        trace: AttentionTrace | None = None,
+    ) -> Iterator[str]:
+        size = context.num_tokens
+        warpers = LogitsProcessorList([TemperatureLogitsWarper(temperature)] if temperature > 0 else [])
+        generator = torch.Generator(device=self.device).manual_seed(seed)
+        origin = torch.zeros(self.info.num_position_axes, 1, dtype=torch.long, device=self.device)
+        written: list[int] = []
+        for _ in range(max_new_tokens):
+            with self.tap if trace is not None else nullcontext():
+                scores = self.model.lm_head(self._forward(context, run)[-1:]).float()
+                if trace is not None:
+                    trace.add(self._attention(context, run, size))
+            scores = warpers(torch.tensor([written], dtype=torch.long, device=self.device), scores)  # type: ignore[arg-type]
+            if temperature > 0:
+                token = int(torch.multinomial(scores.softmax(-1), 1, generator=generator))
+            else:
+                token = int(scores.argmax(-1))
+            if token in self.stop_ids:
+                return
+            written.append(token)
+            yield self.tokenizer.decode(written, skip_special_tokens=True)
+            run = self.token_run([token], origin, 1)
+
+    def _attention(self, context: KVContext, run: TokenRun, size: int) -> torch.Tensor:
+        """float32 [layers, heads, size]: what the last token of `run`, just forwarded under the tap, looked at."""
+        assert isinstance(context, BufferContext)
+        queries = self.tap.stacked_queries()[:, :, -1:]
+        cos, sin = self.angles(queries, context.next_position - run.span + run.position_ids[:, -1:])
+        queries = rotate(queries, cos, sin).unflatten(1, (self.info.num_kv_heads, -1)).squeeze(3)
+        keys = context.keys[:, :, : context.num_tokens]
+        logits = torch.einsum("lhgd,lhnd->lhgn", queries, keys).float() * self.info.head_dim**-0.5
+        return logits.softmax(-1)[..., :size].flatten(1, 2)
+
+
+def _joined(keys: list[torch.Tensor], chunks: Sequence[ChunkKV]) -> tuple[torch.Tensor, torch.Tensor, int]:
+    """Chunks one behind the other: keys joined along the tokens, position ids [P, S] from 0, and their whole span."""
+    positions, at = [], 0
+    for chunk in chunks:
+        positions.append(chunk.position_ids + at)
+        at += chunk.span
+    return torch.cat(keys, dim=-2), torch.cat(positions, dim=1), at

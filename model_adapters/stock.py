@@ -1,0 +1,195 @@
+"""What every stock video LLM shares above its language model: loading, the prompt from the chat template, the layout of runs.
+
+A family is one file with a subclass of `StockAdapter` and one row in `registry.FAMILIES`. It fills in
+1. the class attributes below: the model class in transformers, the tokens it needs, what its template writes for a video;
+2. `read_pixels(folder)`: how pixels are prepared, from the checkpoint's preprocessor_config.json; a value with at least `cell`
+   and `temporal_patch_size`;
+3. `picture(chunk)` and `embed(picture)`: pixels, then the vision tower through the model's own feature method;
+4. `chunk_run(chunk, grid, keep, visual)`: which tokens stand for a chunk and at which positions; see `Layout`.
+Everything else is inherited. tests/checkpoints.py gets a builder of a small random checkpoint, and the conformance kit
+(tests/test_adapters.py, `python -m model_adapters.check FOLDER`) says what is not right yet.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+import transformers
+from transformers import AutoTokenizer
+from transformers.utils import logging as transformers_logging
+
+from data.errors import AdapterError
+from data.frames import Chunk
+from model_adapters import attention
+from model_adapters.base import ModelInfo, TokenRun, VisualTokens
+from model_adapters.decoder import DecoderAdapter
+from model_adapters.fingerprint import fingerprint
+from model_adapters.preprocess import PixelSpec
+
+MARKS = ("\u2063question\u2063", "\u2063answer\u2063", "\u2063next\u2063")
+"""Stand for what is said while the chat template is rendered, to be split at; no template contains them."""
+LENGTH_DEPENDENT_ROPE = ("dynamic", "longrope")
+
+
+class Layout:
+    """The tokens of a run as they are laid out: ids, and positions [P, S] counted from the run's own start."""
+
+    def __init__(self, num_axes: int) -> None:
+        self.num_axes = num_axes
+        self.ids: list[int] = []
+        self.positions: list[torch.Tensor] = []
+        self.at = 0
+
+    def text(self, ids: Sequence[int]) -> None:
+        """Tokens at consecutive positions."""
+        self.visual(ids, torch.arange(len(ids)).expand(self.num_axes, -1), len(ids))
+
+    def visual(self, ids: Sequence[int], positions: torch.Tensor, span: int) -> None:
+        """Tokens at positions [P, S] counted from here; what follows starts `span` further on."""
+        self.ids += ids
+        self.positions.append(positions + self.at)
+        self.at += span
+
+    @property
+    def position_ids(self) -> torch.Tensor:
+        return torch.cat(self.positions, dim=1)
+
+
+class StockAdapter(DecoderAdapter):
+    """A checkpoint of one family, loaded with stock transformers. `spec` is what `read_pixels` made."""
+
+    model_class: ClassVar[str]
+    """Name of the model's class in transformers."""
+    special_tokens: ClassVar[tuple[str, ...]]
+    """What the tokenizer must know; the first of them is the placeholder of one visual token."""
+    video_part: ClassVar[str]
+    """What the chat template writes for a video. What it says of it before stays in the sink, what follows in the question."""
+    num_axes: ClassVar[int] = 1
+    """Axes of the position ids: 1 for plain RoPE, 3 for M-RoPE."""
+
+    def __init__(self, model: Any, tokenizer: Any, spec: Any, name: str, print_: str) -> None:
+        self.spec = spec
+        text = model.config.get_text_config()
+        info = ModelInfo(
+            name=name,
+            family=model.config.model_type,
+            fingerprint=print_,
+            num_layers=text.num_hidden_layers,
+            num_kv_heads=text.num_key_value_heads,
+            head_dim=getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads,
+            num_position_axes=self.num_axes,
+            dtype=model.dtype,
+        )
+        model.eval().requires_grad_(False)
+        video_id = tokenizer.convert_tokens_to_ids(self.special_tokens[0])
+        super().__init__(model, self.language_model(model), tokenizer, video_id, info)
+        self.cell = spec.cell
+        self.frames_per_slot = spec.temporal_patch_size
+        self.head, self.before, self.middle, self.between, self.tail = self._prompt_parts()
+
+    @classmethod
+    def load(cls, name: str, folder: Path, **options: Any) -> StockAdapter:
+        """Load from a local folder in the layout of a hub checkpoint. Raises AdapterError with one line."""
+        attention.register()
+        transformers_logging.disable_progress_bar()
+        loaded: Any = getattr(transformers, cls.model_class).from_pretrained(
+            folder,
+            use_safetensors=True,
+            attn_implementation={"": "sdpa", "text_config": attention.NAME, "vision_config": "sdpa"},
+            local_files_only=True,
+            output_loading_info=True,
+            **options,
+        )
+        model, loading = loaded
+        if loading["missing_keys"]:
+            lost = sorted(loading["missing_keys"])
+            raise AdapterError(f"{name} lacks {len(lost)} of its weights, {lost[0]} among them; download the checkpoint again")
+        refuse_what_cannot_be_cut(name, model.config.get_text_config())
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        template = folder / "chat_template.json"
+        if template.is_file():
+            tokenizer.chat_template = json.loads(template.read_text())["chat_template"]
+        missing = [token for token in cls.special_tokens if token not in tokenizer.get_vocab()]
+        if missing:
+            raise AdapterError(
+                f"the tokenizer of {name} lacks the special token {missing[0]}; use the checkpoint's own tokenizer"
+            )
+        return cls(model, tokenizer, cls.read_pixels(folder), name, fingerprint(folder))
+
+    @classmethod
+    def read_pixels(cls, folder: Path) -> Any:
+        """How this checkpoint prepares pixels."""
+        return PixelSpec.from_folder(folder)
+
+    @staticmethod
+    def language_model(model: Any) -> Any:
+        """The language model inside the stock model."""
+        return model.model.language_model
+
+    def _prompt_parts(self) -> tuple[str, str, str, str, str]:
+        """The chat template's text before the video, between it and the question, between question and answer, between an
+        answer and the next question, and after the last question."""
+        question, answer, following = ({"type": "text", "text": mark} for mark in MARKS)
+        rendered = self.tokenizer.apply_chat_template(
+            [
+                {"role": "user", "content": [{"type": "video"}, question]},
+                {"role": "assistant", "content": [answer]},
+                {"role": "user", "content": [following]},
+            ],
+            tokenize=False,
+            add_generation_prompt=True,
+        )
+        parts = []
+        for mark in (self.video_part, *MARKS):
+            part, found, rendered = rendered.partition(mark)
+            if not found:
+                raise AdapterError(
+                    f"the chat template of {self.info.name} has no place for a video and two questions about it;"
+                    " use the checkpoint's own template"
+                )
+            parts.append(part)
+        return parts[0], parts[1], parts[2], parts[3], rendered
+
+    def sink_run(self) -> TokenRun:
+        return self.plain_run(self.head)
+
+    def question_run(self, question: str, turns: Sequence[tuple[str, str]] = ()) -> TokenRun:
+        said = "".join(asked + self.middle + answered + self.between for asked, answered in turns)
+        return self.plain_run(self.before + said + question + self.tail)
+
+    def laid_out(self, layout: Layout, keep: torch.Tensor, visual: VisualTokens | None) -> TokenRun:
+        """A layout as a run, with the kept visual tokens in their places. keep: bool [N]; visual: None where none is kept."""
+        run = self.token_run(layout.ids, layout.position_ids, layout.at)
+        if visual is None:
+            return run
+        kept = keep.flatten().to(self.device)
+        embeds = run.embeds.masked_scatter(run.visual_mask[:, None], visual.embeds[kept])
+        deepstack = None if visual.deepstack is None else visual.deepstack[:, kept]
+        return TokenRun(embeds, run.position_ids, run.span, run.visual_mask, deepstack)
+
+    def slot_seconds(self, chunk: Chunk, slot: int) -> float:
+        """Time stamp of a temporal slot: the mean of its first and last frame's pts; a short slot repeats its last frame."""
+        last = len(chunk.pts_seconds) - 1
+        first = slot * self.frames_per_slot
+        return (chunk.pts_seconds[min(first, last)] + chunk.pts_seconds[min(first + self.frames_per_slot - 1, last)]) / 2
+
+
+def refuse_what_cannot_be_cut(name: str, text: Any) -> None:
+    """Raise AdapterError for a text model whose state is no KV per token that can be cut into chunks and moved."""
+    kinds = sorted(set(getattr(text, "layer_types", None) or []) - {"full_attention"})
+    window = getattr(text, "sliding_window", None) if getattr(text, "use_sliding_window", True) else None
+    if kinds or window:
+        raise AdapterError(
+            f"{name} has layers of {kinds[0] if kinds else 'sliding_attention'} in its language model: what they remember"
+            " cannot be cut into chunks; take a model with full attention in every layer"
+        )
+    rope = (getattr(text, "rope_parameters", None) or {}).get("rope_type", "default")
+    if rope in LENGTH_DEPENDENT_ROPE:
+        raise AdapterError(
+            f"{name} turns its keys by angles that depend on the context's length (rope_type {rope}): stored chunks cannot be"
+            " moved exactly; use the checkpoint with rope_type default, linear, yarn or llama3"
+        )
