@@ -1,4 +1,4 @@
-"""A chunk as plain bytes: its tensors by name, where each lies in one block, and a checksum over all of them."""
+"""A chunk as plain bytes: its tensors by name, where each lies in one block, and a checksum over the block."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
+from data.errors import MemoryBankError
 from model_adapters.base import ChunkKV
 
 ALIGNMENT = 64
@@ -55,10 +56,6 @@ class ChunkHead:
             self.end_seconds,
         )
 
-    def to_json(self) -> str:
-        """One line of JSON; floats survive it exactly."""
-        return json.dumps([self.chunk_id, self.span, self.start_seconds, self.end_seconds])
-
 
 @dataclass(frozen=True)
 class Block:
@@ -76,6 +73,18 @@ class Block:
             offset += aligned(tensor.numel() * tensor.element_size())
         return cls(ChunkHead.of(chunk), tuple(places), offset)
 
+    def to_json(self) -> str:
+        """One line; floats survive it exactly."""
+        places = [[name, str(dtype).removeprefix("torch."), list(shape), offset] for name, dtype, shape, offset in self.places]
+        head = self.head
+        return json.dumps([head.chunk_id, head.span, head.start_seconds, head.end_seconds, self.total_bytes, places])
+
+    @classmethod
+    def from_json(cls, text: str) -> Block:
+        chunk_id, span, start, end, total, places = json.loads(text)
+        head = ChunkHead(chunk_id, span, start, end)
+        return cls(head, tuple((n, getattr(torch, dtype), torch.Size(shape), at) for n, dtype, shape, at in places), total)
+
     def read(self, block: torch.Tensor) -> ChunkKV:
         """The chunk as views of `block`, uint8 [total_bytes] on any device."""
         tensors = {}
@@ -85,10 +94,36 @@ class Block:
         return self.head.with_parts(tensors)
 
 
-def checksum(head: ChunkHead, tensors: dict[str, torch.Tensor]) -> int:
-    """CRC-32 over the head and the names, dtypes, shapes and bytes of CPU tensors, in the order of their names."""
-    value = zlib.crc32(head.to_json().encode())
-    for name, tensor in sorted(tensors.items()):
-        value = zlib.crc32(f"{name} {tensor.dtype} {list(tensor.shape)}".encode(), value)
-        value = zlib.crc32(as_bytes(tensor).numpy().data, value)
-    return value
+@dataclass(frozen=True)
+class PackedChunk:
+    """A chunk as one block of bytes, ready for a file. layout: JSON that turns the block back into the chunk.
+
+    data: uint8 [num_bytes] on the CPU. crc32: over the layout and the data.
+    """
+
+    layout: str
+    data: torch.Tensor
+    crc32: int
+
+
+def pack(chunk: ChunkKV) -> PackedChunk:
+    """The chunk's block, copied; `unpack` is the inverse, bit for bit."""
+    block = Block.of(chunk)
+    data = torch.zeros(block.total_bytes, dtype=torch.uint8)
+    for tensor, (_, _, _, offset) in zip(parts(chunk).values(), block.places, strict=True):
+        plain = as_bytes(tensor)
+        data[offset : offset + plain.numel()].copy_(plain)
+    layout = block.to_json()
+    return PackedChunk(layout, data, checksum(layout, data))
+
+
+def unpack(layout: str, data: torch.Tensor, crc32: int) -> ChunkKV:
+    """The chunk as views of `data`. MemoryBankError if layout or data are not what was packed."""
+    if checksum(layout, data) != crc32:
+        raise MemoryBankError("its checksum does not match")
+    return Block.from_json(layout).read(data)
+
+
+def checksum(layout: str, data: torch.Tensor) -> int:
+    """CRC-32 over a layout and its block."""
+    return zlib.crc32(data.numpy().data, zlib.crc32(layout.encode()))

@@ -1,0 +1,95 @@
+"""Files that survive a crash: written whole under a temporary name, made durable, then renamed. Private to their owner."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from data.errors import MemoryBankError
+
+Fault = Callable[[str], None]
+"""Called at every marked point of a write with its name. Tests kill the process or raise OSError there."""
+
+PRIVATE_FOLDER = 0o700
+PRIVATE_FILE = 0o600
+
+
+def no_fault(point: str) -> None:
+    """The hook of ordinary use."""
+
+
+def make_private(folder: Path) -> None:
+    """Make `folder`, or take the one that is there, so that only its owner may look into it. MemoryBankError."""
+    try:
+        folder.mkdir(mode=PRIVATE_FOLDER, parents=True, exist_ok=True)
+        folder.chmod(PRIVATE_FOLDER)
+    except OSError as error:
+        raise MemoryBankError(f"memory folder {folder} cannot be used: {error.strerror}; choose another folder") from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise MemoryBankError(f"memory folder {folder} is not writable; choose another folder")
+
+
+def write_whole(path: Path, content: bytes, fault: Fault = no_fault, name: str = "file") -> None:
+    """`content` as the file `path`, 0600: there whole or not at all, also after a crash. OSError if it cannot be written.
+
+    Marked points: NAME.begun, NAME.half, NAME.written, NAME.synced, NAME.renamed, NAME.durable.
+    """
+    part = path.with_suffix(".part")
+    fault(f"{name}.begun")
+    try:
+        with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, PRIVATE_FILE), "wb", buffering=0) as file:
+            half = len(content) // 2
+            _write_all(file.fileno(), content[:half])
+            fault(f"{name}.half")
+            _write_all(file.fileno(), content[half:])
+            fault(f"{name}.written")
+            os.fsync(file.fileno())
+        fault(f"{name}.synced")
+        part.rename(path)
+        fault(f"{name}.renamed")
+        sync_folder(path.parent)
+        fault(f"{name}.durable")
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames and deletions in `folder` durable."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """The only writer while the context is open. The kernel lets go of the lock when the process ends, however it ends.
+
+    MemoryBankError if another writer holds it.
+    """
+    try:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, PRIVATE_FILE)
+    except OSError as error:
+        raise MemoryBankError(
+            f"memory folder {path.parent} cannot be written: {error.strerror}; choose another folder"
+        ) from error
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise MemoryBankError(
+                f"the memory {path.parent} is being written by somebody else; wait for it to close, or read it as memory:DIR"
+            ) from error
+        yield
+    finally:
+        os.close(handle)
+
+
+def _write_all(handle: int, content: bytes) -> None:
+    view = memoryview(content)
+    while view:
+        view = view[os.write(handle, view) :]

@@ -1,0 +1,68 @@
+"""Segments: safetensors files of chunks, one uint8 tensor per chunk, named by its id, so that a chunk is one read.
+
+A segment describes itself: its metadata holds each chunk's layout and checksum. It is never written into again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import save
+
+from data.errors import MemoryBankError
+from memory.files import Fault, no_fault, write_whole
+from memory.layout import PackedChunk
+
+LENGTH_BYTES = 8
+"""A safetensors file begins with the length of its header, little-endian."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a chunk's block lies in its segment, in bytes from the start of the file."""
+
+    offset: int
+    num_bytes: int
+
+
+def segment_path(folder: Path, number: int) -> Path:
+    return folder / f"segment-{number:08d}.safetensors"
+
+
+def write_segment(path: Path, chunks: Mapping[int, PackedChunk], fault: Fault = no_fault) -> tuple[int, dict[int, Place]]:
+    """A new segment, whole and durable. Returns its size in bytes and where each chunk lies. OSError if that fails."""
+    about = {str(i): json.dumps([packed.layout, packed.crc32]) for i, packed in chunks.items()}
+    content = save({str(i): packed.data for i, packed in chunks.items()}, about)
+    header_bytes = int.from_bytes(content[:LENGTH_BYTES], "little")
+    header = json.loads(content[LENGTH_BYTES : LENGTH_BYTES + header_bytes])
+    places = {}
+    for chunk_id in chunks:
+        start, end = header[str(chunk_id)]["data_offsets"]
+        places[chunk_id] = Place(LENGTH_BYTES + header_bytes + start, end - start)
+    write_whole(path, content, fault, "segment")
+    return len(content), places
+
+
+def read_block(path: Path, place: Place) -> torch.Tensor:
+    """uint8 [num_bytes]: one chunk's block in one read, not verified. MemoryBankError if the file does not hold it."""
+    block = torch.empty(place.num_bytes, dtype=torch.uint8)
+    view = block.numpy().data
+    try:
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            at = 0
+            while at < place.num_bytes:
+                num_read = os.preadv(handle, [view[at:]], place.offset + at)
+                if num_read == 0:
+                    raise MemoryBankError(f"{path.name} is too short; its chunks are left out")
+                at += num_read
+        finally:
+            os.close(handle)
+    except OSError as error:
+        raise MemoryBankError(f"{path.name} cannot be read: {error.strerror}; its chunks are left out") from error
+    return block
