@@ -8,12 +8,13 @@ from pathlib import Path
 
 from data.errors import VStreamError
 from vstream.config import Parser, add_flags, from_flags
+from vstream.models import add_model_flags, chosen_model
 
 
 def parsed(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(prog="app.py", description="Watch a stream in the browser and ask about any moment of it.")
     parser.add_argument("--source", help="what every page watches first: a file, a URL or world:?seed=7&seconds=600&speed=1")
-    parser.add_argument("--model", default="embedded", help="embedded (default), a checkpoint folder, or a hub id")
+    add_model_flags(parser)
     parser.add_argument("--memory", type=Path, metavar="DIR", help="folder for the disk tier; default: no disk tier")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1: this computer only)")
     parser.add_argument("--port", type=int, default=7860, help="port to listen on (default 7860)")
@@ -39,10 +40,8 @@ def main(argv: list[str] | None = None) -> int:
         config = from_flags(args)
         source = args.source or DEMO_SOURCE
         check_source(source, args.allow_private_hosts)
-        from model_adapters.registry import load_adapter
-
         studio = Studio(
-            load_adapter(args.model),
+            chosen_model(args).load(config.gpu_bytes),
             config,
             start_source=source,
             folder=args.memory,

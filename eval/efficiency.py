@@ -20,10 +20,10 @@ from data.world import make_world
 from eval.report import hardware_words, table, write_json
 from eval.scoring import median
 from model_adapters.base import ModelAdapter, TokenRun
-from model_adapters.registry import load_adapter
 from retrieval.baselines import NoneRetriever
 from vstream.answer import Answerer
 from vstream.config import SessionConfig, from_flags
+from vstream.models import chosen_model
 from vstream.progress import Progress
 from vstream.session import StreamSession
 
@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     """Measure and print; returns the result as JSON-ready values."""
     config = from_flags(args)
     before = resident_bytes()
-    adapter = load_adapter(args.model)
+    adapter = chosen_model(args).load(config.gpu_bytes)
     loaded = resident_bytes()
     result: dict[str, Any] = {"rss_bytes": {"before_model": before, "with_model": loaded}}
     result["ingest"] = ingest_rates(adapter, config)

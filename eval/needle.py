@@ -19,8 +19,8 @@ from data.world import World, make_world
 from eval.arms import Arm, make_arms, remember
 from eval.report import hardware_words, table, write_json
 from eval.scoring import Rate, exact, median, rate, recall_precision
-from model_adapters.registry import load_adapter
 from vstream.config import from_flags
+from vstream.models import chosen_model
 from vstream.progress import Progress
 from vstream.recorded import Reel
 from vstream.session import StreamSession
@@ -58,7 +58,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Measure and print; returns the result as JSON-ready values."""
     config = from_flags(args)
-    adapter = load_adapter(args.model)
+    adapter = chosen_model(args).load(config.gpu_bytes)
     records: list[Record] = []
     with Progress("needle", args.streams, "streams") as progress:
         for number in range(args.streams):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from data.errors import VStreamError
 from vstream.config import USAGE_ERROR, Parser, add_flags
+from vstream.models import add_model_flags
 
 EVALUATIONS = {
     "needle": ("eval.needle", "accuracy and retrieval on the synthetic world, with all controls"),
@@ -22,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="name", required=True, parser_class=Parser)
     for name, (module, words) in EVALUATIONS.items():
         command: argparse.ArgumentParser = commands.add_parser(name, help=words)
-        command.add_argument("--model", default="embedded", help="`embedded`, a checkpoint folder, or a hub id")
+        add_model_flags(command)
         command.add_argument("--json", type=Path, metavar="FILE", help="also write the result here")
         evaluation = importlib.import_module(module)
         evaluation.add_flags(command)

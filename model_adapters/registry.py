@@ -3,73 +3,106 @@
 from __future__ import annotations
 
 import importlib
-import json
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from data.errors import AdapterError
 from model_adapters.base import ModelAdapter
+from model_adapters.budget import Budget, estimate, gib
+from model_adapters.loading import EMBEDDED, Checkpoint, find_checkpoint
 
-EMBEDDED = "embedded"
-"""The name of the model that ships with the project."""
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["DTYPES", "EMBEDDED", "FAMILIES", "Budget", "gib", "load_adapter", "memory_needed"]
 
 FAMILIES: dict[str, tuple[str, str]] = {
     "qwen3_vl": ("model_adapters.qwen3_vl", "Qwen3VLAdapter"),
 }
+DTYPES = ("auto", "bfloat16", "float16", "float32", "float64")
 
 
-def load_adapter(name_or_path: str = EMBEDDED, *, dtype: Any = None, device: str | None = None) -> ModelAdapter:
+def load_adapter(
+    name_or_path: str = EMBEDDED,
+    *,
+    dtype: torch.dtype | str | None = None,
+    device: str | None = None,
+    device_map: str | Mapping[str, Any] | None = None,
+    attn_implementation: str | None = None,
+    revision: str | None = None,
+    kv_bytes: int = 0,
+) -> ModelAdapter:
     """Load a model by the name `embedded`, a local folder, or a hub id.
 
-    dtype: a torch dtype or its name; default: float32 on the CPU, the checkpoint's own elsewhere. device: default CUDA
-    where there is one. Raises AdapterError with one line that says what was wrong and what to do.
+    dtype: a torch dtype or one of DTYPES; `auto`: as stored; default: float32 on the CPU, as stored elsewhere. device:
+    default CUDA where there is one. device_map: `auto` or a map from modules to devices, for accelerate; instead of
+    device. attn_implementation: of transformers, for the text model; default: our own mask-free causal attention over
+    sdpa. revision: branch, tag or commit of a hub id. kv_bytes: memory that will be wanted for chunks on the device.
+    Raises AdapterError with one line that says what was wrong and what to do.
     """
-    import torch
     from jinja2 import TemplateError
     from safetensors import SafetensorError
 
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    folder = _folder(name_or_path)
-    config_file = folder / "config.json"
-    if not config_file.is_file():
-        raise AdapterError(f"{name_or_path} has no config.json; give a checkpoint folder, a hub id, or `{EMBEDDED}`")
+    if device is not None and device_map is not None:
+        raise AdapterError(f"device {device!r} and device map {device_map!r} are both given; give one")
+    placement = _placement(device_map or device)
+    wanted = _dtype(dtype, placement)
+    checkpoint = find_checkpoint(name_or_path, FAMILIES, revision)
+    _budget(checkpoint, wanted, placement).check(kv_bytes)
+    module, adapter = FAMILIES[checkpoint.family]
+    options: dict[str, Any] = {"dtype": wanted or "auto", "device_map": placement}
+    if attn_implementation is not None:
+        options["attn_implementation"] = attn_implementation
     try:
-        family = json.loads(config_file.read_text()).get("model_type")
-    except (ValueError, OSError, AttributeError) as error:
-        raise AdapterError(
-            f"the config.json of {name_or_path} cannot be read ({error}); download the checkpoint again"
-        ) from error
-    if family not in FAMILIES:
-        known = ", ".join(FAMILIES)
-        raise AdapterError(f"{name_or_path} is of the family {family!r}, which is not known here; known: {known}")
-    if not any(folder.glob("*.safetensors")):
-        raise AdapterError(f"{name_or_path} has no *.safetensors weights; other weight formats are not loaded")
-    module, adapter = FAMILIES[family]
-    options = {"dtype": dtype or (torch.float32 if device == "cpu" else "auto"), "device_map": device}
-    try:
-        return getattr(importlib.import_module(module), adapter).load(name_or_path, folder, **options)
+        return getattr(importlib.import_module(module), adapter).load(name_or_path, checkpoint.folder, **options)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, TemplateError) as error:
         reason = " ".join(str(error).split())[:200]
         raise AdapterError(f"{name_or_path} cannot be loaded: {reason}") from error
 
 
-def _folder(name_or_path: str) -> Path:
-    if name_or_path == EMBEDDED:
-        return Path(__file__).parent / "tiny" / "checkpoint"
-    path = Path(name_or_path).expanduser()
-    if path.is_dir():
-        return path
-    if path.exists() or name_or_path.count("/") != 1 or name_or_path.startswith((".", "/", "~")):
-        raise AdapterError(
-            f"{name_or_path} is not a model folder; give a checkpoint folder, a hub id like Qwen/Qwen3-VL-4B-Instruct,"
-            f" or `{EMBEDDED}`"
-        )
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
+def memory_needed(
+    name_or_path: str,
+    *,
+    dtype: torch.dtype | str | None = None,
+    device_map: str | Mapping[str, Any] | None = None,
+    revision: str | None = None,
+) -> Budget:
+    """What a model takes, without loading it. Arguments and errors as for `load_adapter`."""
+    placement = _placement(device_map)
+    return _budget(find_checkpoint(name_or_path, FAMILIES, revision), _dtype(dtype, placement), placement)
 
-    try:
-        return Path(snapshot_download(name_or_path, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
-        raise AdapterError(
-            f"{name_or_path} is no local folder and cannot be fetched from the hub; check the name and the network"
-        ) from error
+
+def _budget(checkpoint: Checkpoint, dtype: torch.dtype | None, placement: str | Mapping[str, Any]) -> Budget:
+    """Told from the config first: what cannot fit is not fetched from the hub."""
+    if checkpoint.revision is not None:
+        estimate(checkpoint, dtype, placement).check()
+    return estimate(checkpoint, dtype, placement, checkpoint.weights())
+
+
+def _placement(asked: str | Mapping[str, Any] | None) -> str | Mapping[str, Any]:
+    """A device or a device map that exists here."""
+    import torch
+
+    if asked is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if isinstance(asked, str) and asked not in ("auto", "balanced", "balanced_low_0", "sequential"):
+        try:
+            kind, index = torch.device(asked).type, torch.device(asked).index or 0
+        except RuntimeError as error:
+            raise AdapterError(f"{asked!r} is no device; give cpu, cuda, cuda:1 or the device map auto") from error
+        if kind == "cuda" and index >= torch.cuda.device_count():
+            raise AdapterError(f"{asked} is not there: {torch.cuda.device_count()} CUDA devices are; give cpu or leave it out")
+    return asked
+
+
+def _dtype(asked: torch.dtype | str | None, placement: str | Mapping[str, Any]) -> torch.dtype | None:
+    """The type to load in; None: as stored."""
+    import torch
+
+    if isinstance(asked, torch.dtype):
+        return asked
+    if asked is None:
+        return torch.float32 if placement == "cpu" else None
+    if asked not in DTYPES:
+        raise AdapterError(f"the dtype is {asked!r}; choose one of {', '.join(DTYPES)}")
+    return None if asked == "auto" else getattr(torch, asked)

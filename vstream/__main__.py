@@ -11,6 +11,7 @@ from pathlib import Path
 from data.errors import VStreamError
 from vstream import commands
 from vstream.config import USAGE_ERROR, Parser, add_flags
+from vstream.models import add_model_flags
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -35,13 +36,14 @@ def build_parser() -> argparse.ArgumentParser:
     batch.set_defaults(run=commands.batch)
 
     doctor = commands_.add_parser("doctor", help="say what works on this machine")
-    doctor.add_argument("--model", default=None, help="also load this model and say what it needs")
+    add_model_flags(doctor)
+    add_flags(doctor)
     doctor.set_defaults(run=commands.doctor)
     return parser
 
 
 def _shared(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", default="embedded", help="`embedded`, a checkpoint folder, or a hub id")
+    add_model_flags(parser)
     parser.add_argument("--memory", type=Path, metavar="DIR", help="folder for the disk tier; default: no disk tier")
     parser.add_argument("--allow-private-hosts", action="store_true", help="let URLs point into the local network")
     add_flags(parser)

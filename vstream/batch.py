@@ -17,9 +17,9 @@ from typing import Any
 from data.errors import QuestionError, VStreamError
 from data.sources import open_source
 from model_adapters.base import ModelAdapter
-from model_adapters.registry import load_adapter
 from vstream.answer import answer_fields, is_text
 from vstream.config import SessionConfig
+from vstream.models import ModelChoice
 from vstream.progress import Progress
 from vstream.recorded import Reel
 from vstream.session import StreamSession
@@ -31,7 +31,7 @@ Row = dict[str, Any]
 class Job:
     """What every row is answered with."""
 
-    model: str
+    model: ModelChoice
     config: SessionConfig
     folder: Path | None = None
     allow_private_hosts: bool = False
@@ -39,7 +39,7 @@ class Job:
     @property
     def hash(self) -> str:
         """Tells answers of different models and settings apart."""
-        return hashlib.sha256(json.dumps([self.model, asdict(self.config)]).encode()).hexdigest()[:12]
+        return hashlib.sha256(json.dumps([asdict(self.model), asdict(self.config)]).encode()).hexdigest()[:12]
 
 
 def run(questions: Path, out: Path, job: Job, workers: int = 1, limit: int | None = None) -> tuple[int, int]:
@@ -61,7 +61,7 @@ def run(questions: Path, out: Path, job: Job, workers: int = 1, limit: int | Non
         # Without the torn line that a stopped run may have left: what is appended now must begin a line.
         _replace(out, done.values())
     if open_rows and workers == 1:
-        _adapter(job.model)  # a model that cannot be loaded is no fault of the rows
+        _adapter(job.model, job.config.gpu_bytes)  # a model that cannot be loaded is no fault of the rows
     with Progress("answering", len(rows), "rows") as progress, _appending(out) as file:
         for answer in _answers(open_rows, job, workers):
             done[answer["key"]] = answer
@@ -180,16 +180,16 @@ def _answered_video(video: str, rows: list[Row], job: Job) -> list[Row]:
 
 
 @lru_cache(maxsize=1)
-def _adapter(model: str) -> ModelAdapter:
+def _adapter(model: ModelChoice, kv_bytes: int) -> ModelAdapter:
     """One model per process, loaded at its first row."""
-    return load_adapter(model)
+    return model.load(kv_bytes)
 
 
 def answer_video(video: str, rows: list[Row], job: Job) -> Iterator[Row]:
     """Answer all questions about one video in one pass. A failure is told in the rows that it concerns."""
     waiting = sorted(rows, key=lambda row: math.inf if row.get("at") is None else row["at"])
     try:
-        adapter = _adapter(job.model)
+        adapter = _adapter(job.model, job.config.gpu_bytes)
         with (
             open_source(video, allow_private_hosts=job.allow_private_hosts) as source,
             StreamSession(adapter, job.config, folder=job.folder) as session,
@@ -223,4 +223,4 @@ def _answered(session: StreamSession, row: Row, at: float | None) -> Row:
 
 def _finished(row: Row, job: Job, answer: Row) -> Row:
     kept: Row = {name: row[name] for name in ("id", "video", "question", "at", "options", "key") if name in row}
-    return {**kept, **answer, "model": job.model, "config": job.hash}
+    return {**kept, **answer, "model": job.model.model, "config": job.hash}

@@ -8,14 +8,14 @@ import math
 import sys
 from importlib.metadata import version
 
-from data.errors import AdapterError, QuestionError
+from data.errors import QuestionError
 from data.sources import Source, open_source
 from data.sources.doctor import check
-from model_adapters.base import ModelAdapter
-from model_adapters.registry import EMBEDDED, load_adapter
 from vstream import batch as batch_
 from vstream.answer import Answer, answer_fields, checked_question
 from vstream.config import SessionConfig, from_flags
+from vstream.model_report import model_rows
+from vstream.models import chosen_model
 from vstream.progress import Progress
 from vstream.recorded import Reel
 from vstream.session import StreamSession
@@ -27,7 +27,7 @@ def ask(args: argparse.Namespace) -> int:
     config = from_flags(args)
     at = check_time(args.at)
     with open_source(args.source, allow_private_hosts=args.allow_private_hosts) as source:
-        adapter = load_adapter(args.model)
+        adapter = chosen_model(args).load(config.gpu_bytes)
         with StreamSession(adapter, config, folder=args.memory) as session:
             end = until(source, config, at)
             watch(session, source, end)
@@ -86,7 +86,7 @@ def print_answer(answer: Answer) -> None:
 
 def batch(args: argparse.Namespace) -> int:
     """Answer a table of questions; bad rows are told in the output and stop nothing."""
-    job = batch_.Job(args.model, from_flags(args), args.memory, args.allow_private_hosts)
+    job = batch_.Job(chosen_model(args), from_flags(args), args.memory, args.allow_private_hosts)
     failed, total = batch_.run(args.questions, args.out, job, args.workers, args.limit)
     sys.stderr.write(f"{total - failed} of {total} rows answered, in {args.out}\n")
     return 0
@@ -110,19 +110,7 @@ def doctor(args: argparse.Namespace) -> int:
         ("index", True, create_index(8).kind),
         *check(),
     ]
-    try:
-        rows.append(("model", True, describe(load_adapter(args.model or EMBEDDED))))
-    except AdapterError as error:
-        rows.append(("model", False, str(error)))
+    rows += model_rows(chosen_model(args), from_flags(args))
     for name, works, detail in rows:
         print(f"{'ok ' if works else '-- '} {name:<18} {detail}")
     return 0
-
-
-def describe(adapter: ModelAdapter) -> str:
-    """One line: what a model is and what its memory costs."""
-    info = adapter.info
-    return (
-        f"{info.name}: {info.family}, {info.num_layers} layers, {info.num_kv_heads} KV heads of {info.head_dim},"
-        f" {str(info.dtype).removeprefix('torch.')} on {adapter.device}, {info.kv_bytes_per_token} bytes of KV per token"
-    )

@@ -1,0 +1,91 @@
+"""What a model is and what a stream costs with it: memory for weights, KV per token and hour, and what fits into each tier."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from data.errors import AdapterError
+from data.frames import Chunk
+from model_adapters.base import ModelAdapter
+from model_adapters.registry import Budget
+from vstream.config import GIB, SessionConfig
+from vstream.models import ModelChoice
+
+HEIGHT, WIDTH = 720, 1280
+"""The picture that costs are told for."""
+DROP_RATIOS = (0.0, 0.5, 0.8)
+Row = tuple[str, bool, str]
+"""Name, whether it works, and the detail."""
+
+
+def model_rows(choice: ModelChoice, config: SessionConfig) -> list[Row]:
+    """What `doctor` prints of a model. What cannot be loaded is a row; what can be told without loading it still is."""
+    rows: list[Row] = []
+    try:
+        budget = choice.needs()
+        rows.append(("weights", True, weights_line(budget)))
+        adapter = choice.load(config.gpu_bytes)
+    except AdapterError as error:
+        return [*rows, ("model", False, str(error))]
+    rows.insert(0, ("model", True, describe(adapter)))
+    visual, text = chunk_tokens(adapter, config)
+    kept = [text + visual * (1 - ratio) for ratio in DROP_RATIOS]
+    hourly = [adapter.info.kv_bytes_per_token * tokens * 3600 / config.chunk_seconds for tokens in kept]
+    dropped = ", ".join(f"{ratio:.0%}" for ratio in DROP_RATIOS[1:])
+    rows.append(
+        (
+            "kv",
+            True,
+            f"{adapter.info.kv_bytes_per_token} bytes per token; {visual} visual and {text} text tokens per chunk of"
+            f" {config.chunk_seconds:g} s of {WIDTH}x{HEIGHT} at {config.fps:g} fps",
+        )
+    )
+    rows.append(("kv per hour", True, f"{size(hourly[0])}; with {dropped} dropped {', '.join(map(size, hourly[1:]))}"))
+    for tier in ("gpu", "ram", "disk"):
+        num_bytes = getattr(config, f"{tier}_bytes")
+        spans = [span(3600 * num_bytes / per_hour) for per_hour in hourly]
+        rows.append((f"{tier} holds", True, f"{spans[0]} in {size(num_bytes)}; with {dropped} dropped {', '.join(spans[1:])}"))
+    return rows
+
+
+def describe(adapter: ModelAdapter) -> str:
+    """One line: what a model is."""
+    info = adapter.info
+    return (
+        f"{info.name}: {info.family}, {info.num_layers} layers, {info.num_kv_heads} KV heads of {info.head_dim},"
+        f" {str(info.dtype).removeprefix('torch.')} on {adapter.device}"
+    )
+
+
+def weights_line(budget: Budget) -> str:
+    """One line: what the weights take and what is free."""
+    kind = "as stored" if budget.dtype is None else f"in {str(budget.dtype).removeprefix('torch.')}"
+    return (
+        f"{budget.num_parameters / 1e6:,.1f} million parameters, {size(budget.weight_bytes)} {kind};"
+        f" {size(budget.free_bytes)} free on {budget.where}"
+    )
+
+
+def chunk_tokens(adapter: ModelAdapter, config: SessionConfig) -> tuple[int, int]:
+    """(visual, text) tokens of one chunk in which nothing is dropped."""
+    num_frames = round(config.fps * config.chunk_seconds)
+    times = tuple(i / config.fps for i in range(num_frames))
+    chunk = Chunk(0, np.zeros((num_frames, 3, HEIGHT, WIDTH), np.uint8), times, 0.0, config.chunk_seconds)
+    picture = adapter.picture(chunk)
+    grid = (len(picture) // adapter.frames_per_slot, picture.shape[2] // adapter.cell, picture.shape[3] // adapter.cell)
+    visual = grid[0] * grid[1] * grid[2]
+    run = adapter.chunk_run(chunk, grid, torch.ones(visual, dtype=torch.bool), None)
+    return visual, run.num_tokens - visual
+
+
+def size(num_bytes: float) -> str:
+    """Bytes as a person reads them."""
+    return f"{num_bytes / GIB:.1f} GiB" if num_bytes >= GIB / 10 else f"{num_bytes / (1 << 20):.1f} MiB"
+
+
+def span(seconds: float) -> str:
+    """A length of time as a person reads it."""
+    return next(
+        f"{seconds / unit:.1f} {name}" for unit, name in ((3600, "h"), (60, "min"), (1, "s")) if seconds >= unit or unit == 1
+    )
