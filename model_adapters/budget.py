@@ -66,6 +66,7 @@ def estimate(
     weights: their headers, where they are on disk; without them parameters are counted on an empty model of the config's
     shape. Raises AdapterError where the config describes no model.
     """
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
     try:
@@ -75,7 +76,7 @@ def estimate(
         numbers = 2 * text.num_hidden_layers * text.num_key_value_heads * head_dim
         stored = config.dtype or text.dtype or torch.float32
         num_parameters = weights.total_parameters if weights else _count(config)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, StrictDataclassError) as error:
         reason = " ".join(str(error).split())[:200]
         raise AdapterError(f"the config.json of {checkpoint.name} describes no model that can be loaded: {reason}") from error
     weight_bytes = weights.num_bytes if weights and dtype is None else num_parameters * (dtype or stored).itemsize

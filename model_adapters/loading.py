@@ -99,9 +99,7 @@ def fetched(hub_id: str, revision: str | None, patterns: tuple[str, ...]) -> Pat
     try:
         return Path(snapshot_download(hub_id, revision=revision, allow_patterns=list(patterns)))
     except GatedRepoError as error:
-        raise AdapterError(
-            f"{hub_id} asks for a licence to be accepted on the hub first; then log in with `hf auth login`"
-        ) from error
+        raise AdapterError(f"{hub_id} wants its licence accepted on the hub; do so, then `hf auth login`") from error
     except RevisionNotFoundError as error:
         raise AdapterError(f"{hub_id} has no revision {revision!r} on the hub; check the name of the revision") from error
     except (RepositoryNotFoundError, HFValidationError) as error:
@@ -110,7 +108,7 @@ def fetched(hub_id: str, revision: str | None, patterns: tuple[str, ...]) -> Pat
         at = f" at revision {revision}" if revision else ""
         if constants.is_offline_mode():
             raise AdapterError(
-                f"{hub_id}{at} is no local folder and not in the local cache, and HF_HUB_OFFLINE is set; unset it, or give a folder"
+                f"{hub_id}{at} is no folder and not in the local cache, and HF_HUB_OFFLINE is set; unset it, or give a folder"
             ) from error
         raise AdapterError(
             f"{hub_id}{at} is no local folder and cannot be fetched from the hub; check the name and the network"

@@ -1,4 +1,4 @@
-"""The weights of a checkpoint, checked by their headers before anything is loaded: safetensors only, whole, all shards there."""
+"""The weights of a checkpoint, checked by their headers before they are loaded: safetensors only, whole, no shard missing."""
 
 from __future__ import annotations
 
@@ -83,9 +83,7 @@ def read_header(name: str, file: Path) -> dict[str, tuple[str, int]]:
     with file.open("rb") as stream:
         head = stream.read(8)
         if head.startswith(b"version "):
-            raise AdapterError(
-                f"{file.name} of {name} is a Git LFS pointer and not the weights; run `git lfs pull` in its folder"
-            )
+            raise AdapterError(f"{file.name} of {name} is a Git LFS pointer, not the weights; run `git lfs pull` there")
         length = int.from_bytes(head, "little")
         if len(head) < 8 or not 2 <= length <= min(MAX_HEADER_BYTES, size - 8):
             raise AdapterError(f"{file.name} of {name} is torn or no safetensors file ({size} bytes cannot be loaded); {AGAIN}")

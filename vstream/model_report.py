@@ -8,8 +8,8 @@ import torch
 from data.errors import AdapterError
 from data.frames import Chunk
 from model_adapters.base import ModelAdapter
-from model_adapters.registry import Budget
-from vstream.config import GIB, SessionConfig
+from model_adapters.registry import Budget, gib
+from vstream.config import SessionConfig
 from vstream.models import ModelChoice
 
 HEIGHT, WIDTH = 720, 1280
@@ -41,11 +41,11 @@ def model_rows(choice: ModelChoice, config: SessionConfig) -> list[Row]:
             f" {config.chunk_seconds:g} s of {WIDTH}x{HEIGHT} at {config.fps:g} fps",
         )
     )
-    rows.append(("kv per hour", True, f"{size(hourly[0])}; with {dropped} dropped {', '.join(map(size, hourly[1:]))}"))
+    rows.append(("kv per hour", True, f"{gib(hourly[0])}; with {dropped} dropped {', '.join(map(gib, hourly[1:]))}"))
     for tier in ("gpu", "ram", "disk"):
         num_bytes = getattr(config, f"{tier}_bytes")
         spans = [span(3600 * num_bytes / per_hour) for per_hour in hourly]
-        rows.append((f"{tier} holds", True, f"{spans[0]} in {size(num_bytes)}; with {dropped} dropped {', '.join(spans[1:])}"))
+        rows.append((f"{tier} holds", True, f"{spans[0]} in {gib(num_bytes)}; with {dropped} dropped {', '.join(spans[1:])}"))
     return rows
 
 
@@ -62,8 +62,8 @@ def weights_line(budget: Budget) -> str:
     """One line: what the weights take and what is free."""
     kind = "as stored" if budget.dtype is None else f"in {str(budget.dtype).removeprefix('torch.')}"
     return (
-        f"{budget.num_parameters / 1e6:,.1f} million parameters, {size(budget.weight_bytes)} {kind};"
-        f" {size(budget.free_bytes)} free on {budget.where}"
+        f"{budget.num_parameters / 1e6:,.1f} million parameters, {gib(budget.weight_bytes)} {kind};"
+        f" {gib(budget.free_bytes)} free on {budget.where}"
     )
 
 
@@ -79,13 +79,7 @@ def chunk_tokens(adapter: ModelAdapter, config: SessionConfig) -> tuple[int, int
     return visual, run.num_tokens - visual
 
 
-def size(num_bytes: float) -> str:
-    """Bytes as a person reads them."""
-    return f"{num_bytes / GIB:.1f} GiB" if num_bytes >= GIB / 10 else f"{num_bytes / (1 << 20):.1f} MiB"
-
-
 def span(seconds: float) -> str:
     """A length of time as a person reads it."""
-    return next(
-        f"{seconds / unit:.1f} {name}" for unit, name in ((3600, "h"), (60, "min"), (1, "s")) if seconds >= unit or unit == 1
-    )
+    unit, name = next(u for u in ((3600, "h"), (60, "min"), (1, "s")) if seconds >= u[0] or u[0] == 1)
+    return f"{seconds / unit:.1f} {name}"
