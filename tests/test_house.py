@@ -18,6 +18,7 @@ ALLOWED = {
     "faiss": ("retrieval/",),
     "safetensors": ("memory/", "model_adapters/"),
     "sqlite3": ("memory/",),
+    "zstandard": ("memory/",),
 }
 FILES = sorted(p for room in ORDER for p in [*ROOT.glob(f"{room}/**/*.py"), *ROOT.glob(f"{room}.py")])
 
