@@ -199,6 +199,19 @@ class ModelAdapter(ABC):
         """Mean log-probability per token of each answer behind the context and `run`. Extends the context by `run`."""
 
     @abstractmethod
+    def opening_id(self, word: str) -> int:
+        """The token with which an answer that begins with `word` begins."""
+
+    def openings(self, context: KVContext, runs: Sequence[TokenRun], words: Sequence[str]) -> torch.Tensor:
+        """float32 [runs, words]: log-probability that the answer behind the context and each run begins with each word.
+
+        Every run is put as if it were the only one, and the context stays as it is. This loop is the specification; a
+        family may put all of them in one forward.
+        """
+        ids = [self.opening_id(word) for word in words]
+        return torch.stack([self.logits(context.fork(), run)[-1].log_softmax(-1)[ids] for run in runs])
+
+    @abstractmethod
     def generate(
         self,
         context: KVContext,

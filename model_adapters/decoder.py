@@ -67,8 +67,8 @@ class DecoderAdapter(ModelAdapter):
         return cos[0], sin[0]
 
     @torch.inference_mode()
-    def _forward(self, context: KVContext, run: TokenRun) -> torch.Tensor:
-        """Hidden states [S, D] of `run` behind the context, which grows by it."""
+    def _forward(self, context: KVContext, run: TokenRun, mask: torch.Tensor | None = None) -> torch.Tensor:
+        """Hidden states [S, D] of `run` behind the context, which grows by it. mask: see `attention.attend`; None: causal."""
         assert isinstance(context, BufferContext)
         context.reserve(run.num_tokens)
         extra: dict[str, Any] = {}
@@ -77,6 +77,7 @@ class DecoderAdapter(ModelAdapter):
         out = self.language(
             inputs_embeds=run.embeds[None],
             position_ids=self._batched(run.position_ids + context.next_position),
+            attention_mask=mask,
             past_key_values=context.cache,
             use_cache=True,
             **extra,
@@ -139,6 +140,16 @@ class DecoderAdapter(ModelAdapter):
             found.append(float(scores.gather(1, torch.tensor(ids, device=self.device)[:, None]).mean()))
         return found
 
+    def opening_id(self, word: str) -> int:
+        return self.ids(word)[0]
+
+    @torch.inference_mode()
+    def openings(self, context: KVContext, runs: Sequence[TokenRun], words: Sequence[str]) -> torch.Tensor:
+        asked, mask = _side_by_side(runs, context.num_tokens)
+        last = torch.tensor([run.num_tokens for run in runs], device=self.device).cumsum(0) - 1
+        hidden = self._forward(context.fork(), asked, mask)[last]
+        return self.model.lm_head(hidden).float().log_softmax(-1)[:, [self.opening_id(word) for word in words]]
+
     @torch.inference_mode()
     def generate(
         self,
@@ -188,3 +199,16 @@ def _joined(keys: list[torch.Tensor], chunks: Sequence[ChunkKV]) -> tuple[torch.
         positions.append(chunk.position_ids + at)
         at += chunk.span
     return torch.cat(keys, dim=-2), torch.cat(positions, dim=1), at
+
+
+def _side_by_side(runs: Sequence[TokenRun], num_before: int) -> tuple[TokenRun, torch.Tensor]:
+    """Text runs as one run in which each begins at position 0, and the mask [1, 1, S, num_before + S] that keeps them apart."""
+    joined = TokenRun(
+        torch.cat([run.embeds for run in runs]),
+        torch.cat([run.position_ids for run in runs], dim=1),
+        max(run.span for run in runs),
+        torch.cat([run.visual_mask for run in runs]),
+    )
+    owner = torch.repeat_interleave(torch.tensor([run.num_tokens for run in runs])).to(joined.embeds.device)
+    own = (owner[:, None] == owner[None]).tril()
+    return joined, torch.cat([own.new_ones(len(own), num_before), own], dim=1)[None, None]
