@@ -18,7 +18,8 @@ from pathlib import Path
 import torch
 
 from data.errors import ConfigError, MemoryBankError
-from memory.base import Bank, Span, Store, add_span
+from memory.base import Bank, Span, Store, Stored, add_span
+from memory.codecs import create_codec, decoded
 from memory.segments import SEGMENT_BYTES, DiskStore
 from memory.slabs import SLAB_BYTES
 from memory.stores import DeviceStore, RamStore
@@ -31,8 +32,9 @@ logger = logging.getLogger(__name__)
 class MemoryBank(Bank):
     """Chunks in GPU, RAM and disk tiers. Budgets are in bytes; 0 switches a tier off; no folder, no disk tier.
 
+    RAM and disk keep chunks as `codec` encodes them, the GPU tier as they are.
     The disk tier works in a private folder (0700) of its own inside `folder`, which `close` removes.
-    ConfigError if a budget is negative or no tier is on; MemoryBankError if the folder cannot be used.
+    ConfigError if a budget is negative, no tier is on or the codec is not known; MemoryBankError if the folder cannot be used.
     """
 
     def __init__(
@@ -43,6 +45,7 @@ class MemoryBank(Bank):
         disk_bytes: int = 0,
         folder: Path | None = None,
         *,
+        codec: str = "native",
         slab_bytes: int = SLAB_BYTES,
         segment_bytes: int = SEGMENT_BYTES,
     ) -> None:
@@ -50,6 +53,7 @@ class MemoryBank(Bank):
         if min(budgets.values()) < 0 or not any(budgets.values()):
             raise ConfigError(f"memory budgets must not be negative and one tier must be on, got {budgets}")
         self.device = torch.device(device)
+        self.codec = create_codec(codec)
         self.damaged: list[int] = []
         self.gaps: list[Span] = []
         self._lock = threading.RLock()
@@ -63,9 +67,9 @@ class MemoryBank(Bank):
         if gpu_bytes:
             stores.append(("gpu", DeviceStore(self.device, gpu_bytes)))
         if ram_bytes:
-            stores.append(("ram", RamStore(ram_bytes, slab_bytes)))
+            stores.append(("ram", RamStore(ram_bytes, slab_bytes, codec=self.codec)))
         if folder and disk_bytes:
-            stores.append(("disk", DiskStore(self._make_spill(folder), disk_bytes, segment_bytes)))
+            stores.append(("disk", DiskStore(self._make_spill(folder), disk_bytes, segment_bytes, self.codec)))
         self._tiers = Tiers(stores, self._pins, self._record_drop)
 
     def put(self, chunk: ChunkKV) -> list[int]:
@@ -87,10 +91,10 @@ class MemoryBank(Bank):
             self._check_open()
             for chunk_id in chunk_ids:
                 tier = self.tier(chunk_id)
-                if tier is not None and (chunk := self._read(chunk_id)) is not None:
+                if tier is not None and (read := self._read(chunk_id)) is not None:
                     self._counts[f"num_read_{tier}"] += 1
-                    found.append(chunk)
-                    self._promote_unless_pinned(chunk, chunk_ids)
+                    found.append(read[0])
+                    self._promote_unless_pinned(*read, chunk_ids)
         return found
 
     def prefetch(self, chunk_ids: Sequence[int]) -> None:
@@ -99,8 +103,8 @@ class MemoryBank(Bank):
             self._check_open()
             for chunk_id in dict.fromkeys(chunk_ids):
                 entry = self._tiers.entries.get(chunk_id)
-                if entry is not None and entry.level > 0 and (chunk := self._read(chunk_id)) is not None:
-                    self._promote_unless_pinned(chunk, chunk_ids)
+                if entry is not None and entry.level > 0 and (read := self._read(chunk_id)) is not None:
+                    self._promote_unless_pinned(*read, chunk_ids)
 
     @contextmanager
     def pinned(self, chunk_ids: Sequence[int]) -> Iterator[None]:
@@ -141,12 +145,20 @@ class MemoryBank(Bank):
                 for level, (name, store) in enumerate(self._tiers.stores)
             }
             counts = self._counts + self._tiers.counts
-            names = ("num_put", "num_offloaded", "num_prefetched", "num_dropped", *(f"num_read_{name}" for name in tiers))
+            names = (
+                "num_put",
+                "num_offloaded",
+                "num_prefetched",
+                "num_dropped",
+                "num_kept_native",
+                *(f"num_read_{name}" for name in tiers),
+            )
             return {
                 "num_chunks": len(self._tiers.entries),
                 "num_pinned": len(self._pins),
                 "num_damaged": len(self.damaged),
                 "gap_seconds": sum(end - start for start, end in self.gaps),
+                "codec": self.codec.name,
                 "tiers": tiers,
                 **{name: counts[name] for name in names},
             }
@@ -169,11 +181,13 @@ class MemoryBank(Bank):
             if self._made_folder is not None and self._made_folder.is_dir() and not any(self._made_folder.iterdir()):
                 self._made_folder.rmdir()
 
-    def _read(self, chunk_id: int) -> ChunkKV | None:
-        """The chunk on the compute device, now the most recently used of its tier; None if it is damaged and thus forgotten."""
+    def _read(self, chunk_id: int) -> tuple[ChunkKV, Stored] | None:
+        """The chunk on the compute device, and as its tier keeps it. Now it is the most recently used there. None if it is
+        damaged and thus forgotten."""
         entry = self._tiers.entries[chunk_id]
         try:
-            chunk = self._tiers.stores[entry.level][1].get(chunk_id, self.device)
+            item = self._tiers.stores[entry.level][1].stored(chunk_id)
+            chunk = item if isinstance(item, ChunkKV) else decoded(item, self.device)
         except MemoryBankError as error:
             logger.warning("%s", error)
             self.damaged.append(chunk_id)
@@ -181,12 +195,12 @@ class MemoryBank(Bank):
             self._tiers.forget(chunk_id)
             return None
         self._tiers.touch(chunk_id)
-        return chunk
+        return chunk, item
 
-    def _promote_unless_pinned(self, chunk: ChunkKV, requested: Sequence[int]) -> None:
+    def _promote_unless_pinned(self, chunk: ChunkKV, item: Stored, requested: Sequence[int]) -> None:
         """`requested` holds the pins that the request itself has set; any pin beyond them is somebody else's."""
         if self._pins[chunk.chunk_id] == requested.count(chunk.chunk_id):
-            self._tiers.promote(chunk)
+            self._tiers.promote(chunk, item)
 
     def _record_drop(self, chunk_id: int, entry: Entry) -> None:
         if not self._counts["num_dropped"]:

@@ -8,7 +8,12 @@ from contextlib import AbstractContextManager
 
 import torch
 
+from memory.codecs import decoded
+from memory.layout import Packet
 from model_adapters.base import ChunkKV
+
+Stored = ChunkKV | Packet
+"""A chunk as a tier keeps it: as it is on the compute device, in a packet elsewhere."""
 
 Span = tuple[float, float]
 """(start_seconds, end_seconds) of stream time."""
@@ -20,21 +25,32 @@ TOUCHING_SECONDS = 1e-6
 class Store(ABC):
     """One tier's place for chunks, with a byte budget. Which chunk goes where is the bank's business, not the store's.
 
-    A chunk reads back bit-equal right after `put`. Not thread-safe: the bank holds the lock.
+    A chunk that went through the native codec reads back bit-equal right after `put`. Not thread-safe: the bank holds the lock.
     """
 
     capacity_bytes: int
+    holds_packets = True
+    """Whether chunks are kept as packets: then one moves from store to store without being decoded on the way."""
 
     @abstractmethod
-    def put(self, chunk: ChunkKV) -> None:
-        """Keep a chunk. The caller has made sure of `has_room` and that the id is not there yet."""
+    def prepared(self, chunk: ChunkKV) -> Stored:
+        """The chunk in the form in which it would be kept, so that its size is known before room is made for it."""
 
     @abstractmethod
+    def put(self, item: Stored) -> None:
+        """Keep a chunk, prepared or not. The caller has made sure of `has_room` and that the id is not there yet."""
+
+    @abstractmethod
+    def stored(self, chunk_id: int) -> Stored:
+        """The chunk as it is kept. KeyError for an unknown id, MemoryBankError for a damaged one. The tensors may be the
+        stored ones: never write into them."""
+
     def get(self, chunk_id: int, device: torch.device | None = None) -> ChunkKV:
-        """The chunk on `device` (or where the store lives). KeyError for an unknown id, MemoryBankError for a damaged one.
-
-        The tensors may be the stored ones: never write into them.
-        """
+        """The chunk itself on `device` (or where the store lives). Errors and caution as in `stored`."""
+        item = self.stored(chunk_id)
+        if isinstance(item, Packet):
+            return decoded(item, device or "cpu")
+        return item if device is None else item.to(device)
 
     @abstractmethod
     def remove(self, chunk_id: int) -> None:
@@ -52,7 +68,7 @@ class Store(ABC):
     @property
     @abstractmethod
     def num_payload_bytes(self) -> int:
-        """The sum of `ChunkKV.num_bytes` over the chunks in the store."""
+        """The sum of `num_bytes` over the chunks in the store, as they are kept."""
 
     @property
     def num_free_bytes(self) -> int:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import math
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -58,45 +60,53 @@ class ChunkHead:
 
 
 @dataclass(frozen=True)
-class Block:
-    """Where the tensors of one chunk lie inside one aligned block of bytes: (name, dtype, shape, offset) each."""
+class Packet:
+    """A chunk as a tier keeps it: `head` as it was, tensors as `codec` made them.
+
+    about: what decoding needs beside the tensors; ready for JSON.
+    """
 
     head: ChunkHead
+    codec: str
+    about: list[Any]
+    tensors: dict[str, torch.Tensor]
+
+    @property
+    def chunk_id(self) -> int:
+        return self.head.chunk_id
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors.values())
+
+
+@dataclass(frozen=True)
+class Block:
+    """Where tensors lie inside one block of bytes: (name, dtype, shape, offset) each; every offset is aligned."""
+
     places: tuple[tuple[str, torch.dtype, torch.Size, int], ...]
-    total_bytes: int
+    num_bytes: int
 
     @classmethod
-    def of(cls, chunk: ChunkKV) -> Block:
-        places, offset = [], 0
-        for name, tensor in parts(chunk).items():
-            places.append((name, tensor.dtype, tensor.shape, offset))
-            offset += aligned(tensor.numel() * tensor.element_size())
-        return cls(ChunkHead.of(chunk), tuple(places), offset)
+    def of(cls, tensors: Mapping[str, torch.Tensor]) -> Block:
+        places, end = [], 0
+        for name, tensor in tensors.items():
+            places.append((name, tensor.dtype, tensor.shape, aligned(end)))
+            end = aligned(end) + tensor.numel() * tensor.element_size()
+        return cls(tuple(places), end)
 
-    def to_json(self) -> str:
-        """One line; floats survive it exactly."""
-        places = [[name, str(dtype).removeprefix("torch."), list(shape), offset] for name, dtype, shape, offset in self.places]
-        head = self.head
-        return json.dumps([head.chunk_id, head.span, head.start_seconds, head.end_seconds, self.total_bytes, places])
-
-    @classmethod
-    def from_json(cls, text: str) -> Block:
-        chunk_id, span, start, end, total, places = json.loads(text)
-        head = ChunkHead(chunk_id, span, start, end)
-        return cls(head, tuple((n, getattr(torch, dtype), torch.Size(shape), at) for n, dtype, shape, at in places), total)
-
-    def read(self, block: torch.Tensor) -> ChunkKV:
-        """The chunk as views of `block`, uint8 [total_bytes] on any device."""
+    def read(self, block: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The tensors as views of `block`, uint8 [num_bytes or more] on any device."""
         tensors = {}
         for name, dtype, shape, offset in self.places:
             num_bytes = math.prod(shape) * dtype.itemsize
             tensors[name] = block[offset : offset + num_bytes].view(dtype).view(shape)
-        return self.head.with_parts(tensors)
+        return tensors
 
 
 @dataclass(frozen=True)
 class PackedChunk:
-    """A chunk as one block of bytes, ready for a file. layout: JSON that turns the block back into the chunk.
+    """A packet as one block of bytes, ready for a file. layout: JSON that turns the block back into the packet.
 
     data: uint8 [num_bytes] on the CPU. crc32: over the layout and the data.
     """
@@ -106,22 +116,28 @@ class PackedChunk:
     crc32: int
 
 
-def pack(chunk: ChunkKV) -> PackedChunk:
-    """The chunk's block, copied; `unpack` is the inverse, bit for bit."""
-    block = Block.of(chunk)
-    data = torch.zeros(block.total_bytes, dtype=torch.uint8)
-    for tensor, (_, _, _, offset) in zip(parts(chunk).values(), block.places, strict=True):
+def pack(packet: Packet) -> PackedChunk:
+    """The packet's block, copied; `unpack` is the inverse, bit for bit."""
+    block = Block.of(packet.tensors)
+    data = torch.zeros(block.num_bytes, dtype=torch.uint8)
+    for tensor, (_, _, _, offset) in zip(packet.tensors.values(), block.places, strict=True):
         plain = as_bytes(tensor)
         data[offset : offset + plain.numel()].copy_(plain)
-    layout = block.to_json()
+    places = [[name, str(dtype).removeprefix("torch."), list(shape), offset] for name, dtype, shape, offset in block.places]
+    head = packet.head
+    # Floats survive JSON exactly.
+    fields = [head.chunk_id, head.span, head.start_seconds, head.end_seconds, packet.codec, packet.about, places]
+    layout = json.dumps(fields, separators=(",", ":"))
     return PackedChunk(layout, data, checksum(layout, data))
 
 
-def unpack(layout: str, data: torch.Tensor, crc32: int) -> ChunkKV:
-    """The chunk as views of `data`. MemoryBankError if layout or data are not what was packed."""
+def unpack(layout: str, data: torch.Tensor, crc32: int) -> Packet:
+    """The packet, its tensors views of `data`. MemoryBankError if layout or data are not what was packed."""
     if checksum(layout, data) != crc32:
         raise MemoryBankError("its checksum does not match")
-    return Block.from_json(layout).read(data)
+    chunk_id, span, start, end, codec, about, places = json.loads(layout)
+    block = Block(tuple((n, getattr(torch, dtype), torch.Size(shape), at) for n, dtype, shape, at in places), data.numel())
+    return Packet(ChunkHead(chunk_id, span, start, end), codec, about, block.read(data))
 
 
 def checksum(layout: str, data: torch.Tensor) -> int:

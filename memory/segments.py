@@ -10,12 +10,12 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from data.errors import MemoryBankError
-from memory.base import Store
+from memory.base import Store, Stored
+from memory.codecs import Codec
+from memory.codecs.native import Native
 from memory.files import make_private
-from memory.layout import PackedChunk, pack, unpack
+from memory.layout import PackedChunk, Packet, pack, unpack
 from memory.segment_file import Place, read_block, segment_path, write_segment
 from model_adapters.base import ChunkKV
 
@@ -49,33 +49,40 @@ class DiskStore(Store):
     """Chunks in segment files of about `segment_bytes`, files 0600. Chunks wait in RAM until a segment is full; what waits
     is counted in `num_bytes` and is at most `segment_bytes` or one chunk. `flush` writes it. `close` leaves the files."""
 
-    def __init__(self, folder: Path, capacity_bytes: int, segment_bytes: int = SEGMENT_BYTES) -> None:
+    def __init__(
+        self, folder: Path, capacity_bytes: int, segment_bytes: int = SEGMENT_BYTES, codec: Codec | None = None
+    ) -> None:
         self.folder = folder
+        self.codec = codec or Native()
         self.capacity_bytes = capacity_bytes
         # Space comes back a segment at a time, so a small budget wants small segments.
         self.segment_bytes = min(segment_bytes, max(1, capacity_bytes // 8))
         self._written: dict[int, Written] = {}
-        self._pending: dict[int, ChunkKV] = {}
+        self._pending: dict[int, Packet] = {}
         self._segments: dict[int, Segment] = {}
         self._next_segment = 0
         make_private(folder)
         if any(folder.glob("*.safetensors")):
             raise MemoryBankError(f"memory folder {folder} already holds segments; choose an empty folder")
 
-    def put(self, chunk: ChunkKV) -> None:
-        # Writing comes first: if it fails, the new chunk has not been taken in and nothing else has changed.
-        if self._pending and self.num_pending_bytes + self.footprint(chunk.num_bytes) > self.segment_bytes:
-            self.flush()
-        self._pending[chunk.chunk_id] = chunk.to("cpu")
+    def prepared(self, chunk: ChunkKV) -> Packet:
+        return self.codec.encode(chunk)
 
-    def get(self, chunk_id: int, device: torch.device | None = None) -> ChunkKV:
+    def put(self, item: Stored) -> None:
+        packet = item if isinstance(item, Packet) else self.prepared(item)
+        # Writing comes first: if it fails, the new chunk has not been taken in and nothing else has changed.
+        if self._pending and self.num_pending_bytes + self.footprint(packet.num_bytes) > self.segment_bytes:
+            self.flush()
+        self._pending[packet.chunk_id] = packet
+
+    def stored(self, chunk_id: int) -> Packet:
         if chunk_id in self._pending:
-            return self._pending[chunk_id].to(device or "cpu")
+            return self._pending[chunk_id]
         written = self._written[chunk_id]
         path = self._segments[written.segment].path
         block = read_block(path, written.place)
         try:
-            return unpack(written.layout, block, written.crc32).to(device or "cpu")
+            return unpack(written.layout, block, written.crc32)
         except MemoryBankError as error:
             raise MemoryBankError(f"{path.name}: chunk {chunk_id} is damaged: {error}; it is left out") from error
 
@@ -91,8 +98,8 @@ class DiskStore(Store):
     def flush(self) -> None:
         """Write the chunks that wait into a segment of their own. MemoryBankError, with nothing lost, if that fails."""
         if self._pending:
-            sizes = {chunk_id: chunk.num_bytes for chunk_id, chunk in self._pending.items()}
-            self._write({chunk_id: pack(chunk) for chunk_id, chunk in self._pending.items()}, sizes)
+            sizes = {chunk_id: packet.num_bytes for chunk_id, packet in self._pending.items()}
+            self._write({chunk_id: pack(packet) for chunk_id, packet in self._pending.items()}, sizes)
             self._pending.clear()
 
     def reclaim(self) -> bool:
@@ -120,7 +127,7 @@ class DiskStore(Store):
     @property
     def num_pending_bytes(self) -> int:
         """Bytes that wait in RAM, headers included."""
-        return sum(self.footprint(chunk.num_bytes) for chunk in self._pending.values())
+        return sum(self.footprint(packet.num_bytes) for packet in self._pending.values())
 
     @property
     def num_segments(self) -> int:
@@ -133,7 +140,7 @@ class DiskStore(Store):
     @property
     def num_payload_bytes(self) -> int:
         written = sum(chunk.num_bytes for chunk in self._written.values())
-        return written + sum(chunk.num_bytes for chunk in self._pending.values())
+        return written + sum(packet.num_bytes for packet in self._pending.values())
 
     def footprint(self, num_bytes: int) -> int:
         return num_bytes + HEADER_BYTES

@@ -3,17 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import dataclass, replace
 
 import torch
 
-from memory.base import Store
-from memory.layout import ALIGNMENT, NUM_PARTS, Block, aligned, as_bytes, parts
+from memory.base import Store, Stored
+from memory.codecs import Codec, decoded
+from memory.codecs.native import Native
+from memory.layout import ALIGNMENT, NUM_PARTS, Block, ChunkHead, Packet, aligned, as_bytes, parts
 from memory.slabs import SLAB_BYTES, Extent, SlabPool
 from model_adapters.base import ChunkKV
 
 
+@dataclass(frozen=True)
+class _InSlabs:
+    """Where a packet lies. bare: all of it but its tensors."""
+
+    bare: Packet
+    block: Block
+    extents: list[Extent]
+    num_bytes: int
+
+
 class DeviceStore(Store):
     """Chunks as tensors on the compute device. On a CPU it holds the given tensors themselves: nothing is copied."""
+
+    holds_packets = False
 
     def __init__(self, device: torch.device, capacity_bytes: int) -> None:
         self.device = device
@@ -21,12 +36,16 @@ class DeviceStore(Store):
         self._chunks: dict[int, ChunkKV] = {}
         self._num_bytes = 0
 
-    def put(self, chunk: ChunkKV) -> None:
+    def prepared(self, chunk: ChunkKV) -> ChunkKV:
+        return chunk
+
+    def put(self, item: Stored) -> None:
+        chunk = decoded(item, self.device) if isinstance(item, Packet) else item
         self._chunks[chunk.chunk_id] = _without_ballast(chunk.to(self.device))
         self._num_bytes += chunk.num_bytes
 
-    def get(self, chunk_id: int, device: torch.device | None = None) -> ChunkKV:
-        return self._chunks[chunk_id].to(device or self.device)
+    def stored(self, chunk_id: int) -> ChunkKV:
+        return self._chunks[chunk_id]
 
     def remove(self, chunk_id: int) -> None:
         self._num_bytes -= self._chunks.pop(chunk_id).num_bytes
@@ -56,35 +75,43 @@ class DeviceStore(Store):
 
 
 class RamStore(Store):
-    """Chunks packed into slabs of RAM, page-locked when CUDA is there. Reading copies, so a slab can be reused at once."""
+    """Packets in slabs of RAM, page-locked when CUDA is there. Reading copies, so a slab can be reused at once."""
 
-    def __init__(self, capacity_bytes: int, slab_bytes: int = SLAB_BYTES, pin: bool | None = None) -> None:
+    def __init__(
+        self, capacity_bytes: int, slab_bytes: int = SLAB_BYTES, pin: bool | None = None, codec: Codec | None = None
+    ) -> None:
         self.capacity_bytes = capacity_bytes
+        self.codec = codec or Native()
         self._pool = SlabPool(capacity_bytes, slab_bytes, torch.cuda.is_available() if pin is None else pin)
-        self._chunks: dict[int, tuple[Block, list[Extent], int]] = {}
+        self._chunks: dict[int, _InSlabs] = {}
         self._num_payload_bytes = 0
 
-    def put(self, chunk: ChunkKV) -> None:
-        block = Block.of(chunk)
-        extents = self._pool.allocate(block.total_bytes)
-        for tensor, (_, _, _, offset) in zip(parts(chunk).values(), block.places, strict=True):
-            self._write(extents, offset, as_bytes(tensor))
-        self._chunks[chunk.chunk_id] = (block, extents, chunk.num_bytes)
-        self._num_payload_bytes += chunk.num_bytes
+    def prepared(self, chunk: ChunkKV) -> Packet:
+        return self.codec.encode(chunk)
 
-    def get(self, chunk_id: int, device: torch.device | None = None) -> ChunkKV:
-        block, extents, _ = self._chunks[chunk_id]
-        out = torch.empty(block.total_bytes, dtype=torch.uint8, device=device or "cpu")
+    def put(self, item: Stored) -> None:
+        packet = item if isinstance(item, Packet) else self.prepared(item)
+        block = Block.of(packet.tensors)
+        extents = self._pool.allocate(aligned(block.num_bytes))
+        for tensor, (_, _, _, offset) in zip(packet.tensors.values(), block.places, strict=True):
+            self._write(extents, offset, as_bytes(tensor))
+        bare = replace(packet, tensors={})
+        self._chunks[packet.chunk_id] = _InSlabs(bare, block, extents, packet.num_bytes)
+        self._num_payload_bytes += packet.num_bytes
+
+    def stored(self, chunk_id: int) -> Packet:
+        here = self._chunks[chunk_id]
+        out = torch.empty(aligned(here.block.num_bytes), dtype=torch.uint8, pin_memory=self._pool.pin)
         at = 0
-        for extent in extents:
+        for extent in here.extents:
             out[at : at + extent.num_bytes].copy_(self._pool.view(extent))
             at += extent.num_bytes
-        return block.read(out)
+        return replace(here.bare, tensors=here.block.read(out))
 
     def remove(self, chunk_id: int) -> None:
-        _, extents, num_bytes = self._chunks.pop(chunk_id)
-        self._pool.free(extents)
-        self._num_payload_bytes -= num_bytes
+        here = self._chunks.pop(chunk_id)
+        self._pool.free(here.extents)
+        self._num_payload_bytes -= here.num_bytes
 
     def chunk_ids(self) -> Collection[int]:
         return self._chunks.keys()
@@ -108,12 +135,12 @@ class RamStore(Store):
         return self.footprint(num_bytes) <= self._pool.capacity_bytes
 
     def check_integrity(self) -> None:
-        for chunk_id, (block, extents, _) in self._chunks.items():
-            held = sum(extent.num_bytes for extent in extents)
-            assert held == block.total_bytes, f"chunk {chunk_id} needs {block.total_bytes} bytes of slab and has {held}"
-        total = sum(num_bytes for _, _, num_bytes in self._chunks.values())
+        for chunk_id, here in self._chunks.items():
+            held, needed = sum(extent.num_bytes for extent in here.extents), aligned(here.block.num_bytes)
+            assert held == needed, f"chunk {chunk_id} needs {needed} bytes of slab and has {held}"
+        total = sum(here.num_bytes for here in self._chunks.values())
         assert total == self._num_payload_bytes, f"RAM tier counts {self._num_payload_bytes} payload bytes and holds {total}"
-        self._pool.check_integrity(extent for _, extents, _ in self._chunks.values() for extent in extents)
+        self._pool.check_integrity(extent for here in self._chunks.values() for extent in here.extents)
 
     def close(self) -> None:
         self._chunks.clear()
@@ -135,4 +162,4 @@ def _without_ballast(chunk: ChunkKV) -> ChunkKV:
     storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in parts(chunk).values()}
     if sum(storages.values()) <= chunk.num_bytes + NUM_PARTS * ALIGNMENT:
         return chunk
-    return Block.of(chunk).head.with_parts({name: tensor.clone() for name, tensor in parts(chunk).items()})
+    return ChunkHead.of(chunk).with_parts({name: tensor.clone() for name, tensor in parts(chunk).items()})

@@ -6,17 +6,23 @@ which room is made below first, so that a chunk is never between two tiers. In t
 
 from __future__ import annotations
 
+import logging
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
-from memory.base import Store
+from data.errors import MemoryBankError
+from memory.base import Store, Stored
+from memory.codecs.native import Native
+from memory.layout import Packet
 from model_adapters.base import ChunkKV
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
 class Entry:
-    """Where a stored chunk is and what it takes up. level: index of its tier, 0 the fastest; -1 for none."""
+    """Where a stored chunk is and what it takes up there. level: index of its tier, 0 the fastest; -1 for none."""
 
     level: int
     num_bytes: int
@@ -39,10 +45,12 @@ class Tiers:
     def put(self, chunk: ChunkKV) -> bool:
         """Take in a new chunk. False if it was dropped at once, because no tier can hold it or it is the oldest."""
         entry = Entry(-1, chunk.num_bytes, chunk.start_seconds, chunk.end_seconds)
+        item: Stored = chunk
         for level, (_, store) in enumerate(self.stores):
-            if self._make_room(level, entry, may_drop=True):
-                store.put(chunk)
-                entry.level = level
+            item = self._prepared(store, item)
+            if self._make_room(level, entry, item.num_bytes, may_drop=True):
+                store.put(item)
+                entry.level, entry.num_bytes = level, item.num_bytes
                 self.entries[chunk.chunk_id] = entry
                 self._used[level][chunk.chunk_id] = None
                 return True
@@ -53,12 +61,20 @@ class Tiers:
         """The chunk is now the most recently used of its tier."""
         self._used[self.entries[chunk_id].level].move_to_end(chunk_id)
 
-    def promote(self, chunk: ChunkKV) -> None:
-        """Move a chunk that has just been read to the fastest tier where room can be made without dropping anything."""
+    def promote(self, chunk: ChunkKV, stored: Stored) -> None:
+        """Move a chunk that has just been read to the fastest tier where room can be made without dropping anything.
+
+        stored: the same chunk as its tier keeps it.
+        """
         entry = self.entries[chunk.chunk_id]
+        # What a codec has changed stays a packet: as a chunk it would be encoded anew, and changed again, on its way down.
+        as_chunk = not isinstance(stored, Packet) or stored.codec == Native.name
         for level in range(entry.level):
-            if self._make_room(level, entry, may_drop=False):
-                self._move(chunk, entry, level)
+            if not (self.stores[level][1].holds_packets or as_chunk):
+                continue
+            item = stored if self.stores[level][1].holds_packets else chunk
+            if self._make_room(level, entry, item.num_bytes, may_drop=False):
+                self._move(item, entry, level)
                 self.counts["num_prefetched"] += 1
                 return
 
@@ -89,12 +105,23 @@ class Tiers:
         astray = sorted(chunk_id for chunk_id in {*seen, *self.entries} if seen[chunk_id] != 1)
         assert not astray, f"chunks that are not in exactly one tier: {astray}"
 
-    def _make_room(self, level: int, entry: Entry, may_drop: bool) -> bool:
-        """Whether the tier has room for `entry`, after offloading from it, or dropping if it is the lowest, as needed."""
+    def _prepared(self, store: Store, item: Stored) -> Stored:
+        """A chunk as `store` would keep it; a packet stays one. What its codec cannot keep is kept as it is."""
+        if not isinstance(item, ChunkKV):
+            return item
+        try:
+            return store.prepared(item)
+        except MemoryBankError as error:
+            logger.warning("%s; it is kept as it is", error)
+            self.counts["num_kept_native"] += 1
+            return Native().encode(item)
+
+    def _make_room(self, level: int, entry: Entry, num_bytes: int, may_drop: bool) -> bool:
+        """Whether the tier has room for `num_bytes` of `entry`, after offloading from it, or dropping if it is the lowest."""
         store = self.stores[level][1]
-        if not store.can_ever_hold(entry.num_bytes):
+        if not store.can_ever_hold(num_bytes):
             return False
-        while not store.has_room(entry.num_bytes):
+        while not store.has_room(num_bytes):
             if store.reclaim():
                 continue
             movable = (chunk_id for chunk_id in self._used[level] if chunk_id not in self._pins)
@@ -112,22 +139,24 @@ class Tiers:
     def _offload(self, chunk_id: int, level: int, may_drop: bool) -> bool:
         """Move a chunk down; if no lower tier takes it, drop it. False if it would have to be dropped and must not be."""
         entry = self.entries[chunk_id]
+        item = self.stores[level][1].stored(chunk_id)
         for below in range(level + 1, len(self.stores)):
-            if self._make_room(below, entry, may_drop):
-                self._move(self.stores[level][1].get(chunk_id), entry, below)
+            item = self._prepared(self.stores[below][1], item)
+            if self._make_room(below, entry, item.num_bytes, may_drop):
+                self._move(item, entry, below)
                 self.counts["num_offloaded"] += 1
                 return True
         if may_drop:
             self._drop(chunk_id)
         return may_drop
 
-    def _move(self, chunk: ChunkKV, entry: Entry, level: int) -> None:
+    def _move(self, item: Stored, entry: Entry, level: int) -> None:
         # Put before remove: if the store below cannot be written, the chunk is still where it was.
-        self.stores[level][1].put(chunk)
-        self.stores[entry.level][1].remove(chunk.chunk_id)
-        del self._used[entry.level][chunk.chunk_id]
-        self._used[level][chunk.chunk_id] = None
-        entry.level = level
+        self.stores[level][1].put(item)
+        self.stores[entry.level][1].remove(item.chunk_id)
+        del self._used[entry.level][item.chunk_id]
+        self._used[level][item.chunk_id] = None
+        entry.level, entry.num_bytes = level, item.num_bytes
 
     def _drop(self, chunk_id: int) -> None:
         entry = self.entries[chunk_id]

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from test_memory_stores import same
 
 from data.errors import ConfigError, MemoryBankError
-from memory.codecs import CODECS, Packet, create_codec, decoded
-from memory.codecs.base import Codec
+from memory import MemoryBank
+from memory.codecs import CODECS, Codec, create_codec, decoded
 from memory.codecs.entropy import Entropy
 from memory.codecs.integer import Integer, pack_nibbles, unpack_nibbles
+from memory.layout import Packet, pack, unpack
 from model_adapters.base import ChunkKV
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -188,3 +190,49 @@ def test_settings_that_make_no_sense() -> None:
     for make in (lambda: create_codec("zip"), lambda: Integer(5), lambda: Integer(4, 0), lambda: Entropy(0.0)):
         with pytest.raises(ConfigError):
             make()
+
+
+@pytest.mark.parametrize("name", list(CODECS))
+@pytest.mark.parametrize("seed", range(4))
+def test_a_chunk_is_encoded_once_however_often_it_moves(tmp_path: Path, name: str, seed: int) -> None:
+    rng = random.Random(seed)
+    budgets = [rng.choice([0, 40_000]), rng.choice([0, 40_000, 100_000]), 200_000]
+    bank = MemoryBank("cpu", *budgets, tmp_path, codec=name, slab_bytes=5000, segment_bytes=20_000)
+    given: dict[int, ChunkKV] = {}
+    for step in range(60):
+        chunk = replace(random_chunk(step + 100 * seed, torch.bfloat16), chunk_id=step)
+        given[step] = chunk
+        for gone in bank.put(chunk):
+            del given[gone]
+        wanted = rng.sample(sorted(given), min(4, len(given)))
+        tiers = [bank.tier(i) for i in wanted]
+        for i, tier, got in zip(wanted, tiers, bank.get(wanted), strict=True):
+            once = decoded(create_codec(name).encode(given[i]))
+            assert same(got, given[i] if tier == "gpu" else once)
+        bank.check_integrity()
+    assert not bank.damaged and bank.stats()["codec"] == name
+    bank.close()
+
+
+@pytest.mark.parametrize("name", ["int8", "int4", "entropy"])
+def test_what_a_codec_cannot_keep_is_kept_as_it_is_and_said(name: str, caplog: pytest.LogCaptureFixture) -> None:
+    bank = MemoryBank("cpu", 0, 10**6, codec=name)
+    chunk = random_chunk(4, torch.float32, 5)
+    chunk.keys.view(-1)[3] = torch.nan
+    bank.put(chunk)
+    assert same(bank.get([4])[0], chunk) and "not finite" in caplog.text and bank.stats()["num_kept_native"] == 1
+    bank.close()
+
+
+@pytest.mark.parametrize("name", list(CODECS))
+def test_packets_survive_a_file(name: str) -> None:
+    for seed in range(10):
+        packet = create_codec(name).encode(random_chunk(seed, torch.float16))
+        packed = pack(packet)
+        back = unpack(packed.layout, packed.data.clone(), packed.crc32)
+        assert (back.head, back.codec, back.about) == (packet.head, packet.codec, packet.about)
+        assert same(decoded(back), decoded(packet))
+        with pytest.raises(MemoryBankError, match="checksum"):
+            unpack(packed.layout, packed.data, packed.crc32 ^ 1)
+        with pytest.raises(MemoryBankError, match="checksum"):
+            unpack(packed.layout.replace(f"[{seed},", f"[{seed + 1},"), packed.data, packed.crc32)

@@ -14,7 +14,7 @@ CHOICES = {
     "drop": ("off", "pixel", "feature"),
     "drop_reference": ("last_kept", "previous"),
     "retrieval": ("key_similarity", "per_layer", "recent", "uniform", "all", "none"),
-    "kv_codec": ("native",),
+    "kv_codec": ("native", "int8", "int4", "entropy"),
 }
 
 
@@ -40,7 +40,7 @@ class SessionConfig:
     gpu_bytes: int = _field(2 * GIB, "memory on the compute device for stored chunks", 0)
     ram_bytes: int = _field(4 * GIB, "RAM for stored chunks", 0)
     disk_bytes: int = _field(16 * GIB, "disk for stored chunks", 0)
-    kv_codec: str = _field("native", "how stored chunks are encoded")
+    kv_codec: str = _field("native", "how RAM and disk keep stored chunks: bit-equal, as small integers, or entropy-coded")
     max_new_tokens: int = _field(128, "length of an answer", 1, 32_768)
     temperature: float = _field(0.0, "0: the most likely answer", 0, 10)
     seed: int = _field(0, "seed of sampling", 0, 2**63 - 1)

@@ -38,7 +38,7 @@ class StreamSession:
         self.config = config or SessionConfig()
         self.turns = turns or Turns()
         c = self.config
-        self.bank = MemoryBank(adapter.device, c.gpu_bytes, c.ram_bytes, c.disk_bytes, folder)
+        self.bank = MemoryBank(adapter.device, c.gpu_bytes, c.ram_bytes, c.disk_bytes, folder, codec=c.kv_codec)
         self.retriever = compose_retriever(c.retrieval, c.gate)
         with self.turns.ingest():
             self.ingest = Ingest(adapter, c, self.bank, self.retriever)

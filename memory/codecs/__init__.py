@@ -7,7 +7,8 @@ import importlib
 import torch
 
 from data.errors import ConfigError, MemoryBankError
-from memory.codecs.base import Codec, Packet
+from memory.codecs.base import Codec
+from memory.layout import Packet
 from model_adapters.base import ChunkKV
 
 CODECS = {

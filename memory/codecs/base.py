@@ -1,4 +1,4 @@
-"""Codecs' nouns: a packet (a chunk as a tier keeps it), and the interface that turns chunks into packets and back."""
+"""The interface that turns chunks into packets and back, and what the codecs share in reading a packet with care."""
 
 from __future__ import annotations
 
@@ -10,33 +10,12 @@ from typing import Any
 import torch
 
 from data.errors import MemoryBankError
-from memory.layout import ChunkHead
+from memory.layout import Packet
 from model_adapters.base import ChunkKV
 
 DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16)}
 """Data types that keys and values may have, by name."""
 POSITION_DTYPES = (torch.uint8, torch.int16, torch.int32, torch.int64)
-
-
-@dataclass(frozen=True)
-class Packet:
-    """A chunk as a tier keeps it: `head` as it was, tensors (on the CPU) as `codec` made them.
-
-    about: what decoding needs beside the tensors; ready for JSON.
-    """
-
-    head: ChunkHead
-    codec: str
-    about: list[Any]
-    tensors: dict[str, torch.Tensor]
-
-    @property
-    def chunk_id(self) -> int:
-        return self.head.chunk_id
-
-    @property
-    def num_bytes(self) -> int:
-        return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors.values())
 
 
 class Codec(ABC):

@@ -13,9 +13,9 @@ import torch
 import zstandard
 
 from data.errors import ConfigError, MemoryBankError
-from memory.codecs.base import Codec, Packet, Shape, compute_dtype, damaged, payload
+from memory.codecs.base import Codec, Shape, compute_dtype, damaged, payload
 from memory.codecs.integer import pack_nibbles, unpack_nibbles
-from memory.layout import ChunkHead, as_bytes
+from memory.layout import ChunkHead, Packet, as_bytes
 from model_adapters.base import ChunkKV
 
 ESCAPE = 8

@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch
 
 from data.errors import ConfigError, MemoryBankError
-from memory.codecs.base import Codec, Packet, Shape, compute_dtype, cut, damaged, smallest_positions
-from memory.layout import ChunkHead, as_bytes
+from memory.codecs.base import Codec, Shape, compute_dtype, cut, damaged, smallest_positions
+from memory.layout import ChunkHead, Packet, as_bytes
 from model_adapters.base import ChunkKV
 
 TOKENS, CHANNELS = 2, 3

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from memory.codecs.base import DTYPES, Codec, Packet, damaged
-from memory.layout import ChunkHead, parts
+from memory.codecs.base import DTYPES, Codec, damaged
+from memory.layout import ChunkHead, Packet, parts
 from model_adapters.base import ChunkKV
 
 
