@@ -47,7 +47,7 @@ OTHER: dict[str, Any] = {
     "gpu_bytes": 1000,
     "ram_bytes": 2000,
     "disk_bytes": 3000,
-    "kv_codec": "native",
+    "kv_codec": "int4",
     "max_new_tokens": 7,
     "temperature": 0.5,
     "seed": 9,
