@@ -9,15 +9,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 
 
-def cell_change(picture: torch.Tensor, reference: torch.Tensor, cell: int) -> torch.Tensor:
+def num_cells(picture: torch.Tensor, cell: float) -> tuple[int, int]:
+    """(rows, columns) of cells of this side on a picture [..., h, w]. The side need not be a whole number of pixels."""
+    return round(picture.shape[-2] / cell), round(picture.shape[-1] / cell)
+
+
+def cell_change(picture: torch.Tensor, reference: torch.Tensor, cell: float) -> torch.Tensor:
     """Mean absolute difference per cell, in [0, 1].
 
-    picture, reference: uint8 [T, 3, h, w], sides multiples of `cell`. Returns float32 [h / cell, w / cell].
+    picture, reference: uint8 [T, 3, h, w]. Returns float32 [rows, columns]; pixels on a border count for both cells.
     """
     difference = (picture.float() - reference.float()).abs_().mean(dim=(0, 1)) / 255.0
-    return difference.unfold(0, cell, cell).unfold(1, cell, cell).mean(dim=(-1, -2))
+    return F.adaptive_avg_pool2d(difference[None], num_cells(picture, cell))[0]
 
 
 @dataclass
@@ -28,16 +34,15 @@ class ChangeDetector:
     is kept. "previous": with the picture before, as published.
     """
 
-    cell: int
+    cell: float
     threshold: float
     reference: str = "last_kept"
     _held: torch.Tensor | None = None
 
     def change(self, picture: torch.Tensor) -> torch.Tensor:
         """float32 [rows, columns]: change against the reference; all ones where there is none to compare with."""
-        rows, columns = picture.shape[-2] // self.cell, picture.shape[-1] // self.cell
         if self._held is None or self._held.shape[1:] != picture.shape[1:]:
-            return torch.ones(rows, columns, device=picture.device)
+            return torch.ones(num_cells(picture, self.cell), device=picture.device)
         held, picture = _same_length(self._held, picture)
         return cell_change(picture, held, self.cell)
 
@@ -54,7 +59,10 @@ class ChangeDetector:
             self._held = picture.clone()
             return
         held, picture = _same_length(self._held, picture)
-        pixels = kept.repeat_interleave(self.cell, 0).repeat_interleave(self.cell, 1)
+        (rows, columns), (height, width) = kept.shape, picture.shape[-2:]
+        down = torch.arange(height, device=kept.device) * rows // height
+        across = torch.arange(width, device=kept.device) * columns // width
+        pixels = kept[down][:, across]
         self._held = torch.where(pixels, picture, held)
 
 

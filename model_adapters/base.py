@@ -144,8 +144,8 @@ class ModelAdapter(ABC):
 
     info: ModelInfo
     device: torch.device
-    cell: int
-    """Side in pixels of one merged visual token on the resized picture."""
+    cell: float
+    """Side in pixels of one merged visual token on the resized picture; not always a whole number."""
     frames_per_slot: int
     """Frames that make one temporal slot."""
 

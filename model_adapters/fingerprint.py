@@ -18,6 +18,10 @@ def fingerprint(folder: Path) -> str:
     for name in ("config.json", "preprocessor_config.json", "tokenizer.json"):
         path = folder / name
         digest.update(name.encode() + (path.read_bytes() if path.exists() else b""))
+    for name in ("video_preprocessor_config.json", "processor_config.json"):
+        path = folder / name
+        if path.exists():
+            digest.update(name.encode() + path.read_bytes())
     for path in sorted(folder.glob("*.safetensors")):
         size = path.stat().st_size
         digest.update(f"{path.name}:{size}".encode())

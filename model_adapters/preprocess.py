@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -63,8 +65,12 @@ def fitted_size(height: int, width: int, spec: PixelSpec) -> tuple[int, int]:
 
 
 def resize(frames: torch.Tensor, spec: PixelSpec) -> torch.Tensor:
-    """uint8 [T, 3, H, W] to uint8 [T, 3, h, w] by `fitted_size`; bicubic and anti-aliased, as PIL resizes."""
-    height, width = fitted_size(frames.shape[-2], frames.shape[-1], spec)
+    """uint8 [T, 3, H, W] to uint8 [T, 3, h, w] by `fitted_size`."""
+    return stretched(frames, *fitted_size(frames.shape[-2], frames.shape[-1], spec))
+
+
+def stretched(frames: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """uint8 [T, 3, H, W] to uint8 [T, 3, height, width]; bicubic and anti-aliased, as PIL resizes."""
     if (height, width) == tuple(frames.shape[-2:]):
         return frames
     # PIL resizes the width first and rounds to whole levels in between; so does this.
@@ -80,9 +86,30 @@ def patchify(picture: torch.Tensor, spec: PixelSpec, dtype: torch.dtype = torch.
     short = -picture.shape[0] % tp
     if short:
         picture = torch.cat([picture, picture[-1:].expand(short, -1, -1, -1)])
-    mean = torch.tensor(spec.mean, device=picture.device).view(1, 3, 1, 1)
-    std = torch.tensor(spec.std, device=picture.device).view(1, 3, 1, 1)
-    x = ((picture.float() / 255.0 - mean) / std).to(dtype)
+    x = normalised(picture, spec.mean, spec.std).to(dtype)
     t, gh, gw = x.shape[0] // tp, x.shape[2] // p, x.shape[3] // p
     x = x.reshape(t, tp, 3, gh // m, m, p, gw // m, m, p).permute(0, 3, 6, 4, 7, 2, 1, 5, 8)
     return x.reshape(t * gh * gw, 3 * tp * p * p), torch.tensor([[t, gh, gw]], device=picture.device)
+
+
+def normalised(picture: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
+    """uint8 [T, 3, h, w] to float32 of the same shape, each channel shifted and scaled as the tower was trained."""
+    shift = torch.tensor(mean, device=picture.device).view(1, 3, 1, 1)
+    scale = torch.tensor(std, device=picture.device).view(1, 3, 1, 1)
+    return (picture.float() / 255.0 - shift) / scale
+
+
+def video_settings(folder: str | Path) -> dict[str, Any]:
+    """How a checkpoint prepares video frames: its video processor's settings, or its image processor's where it has no other.
+
+    They lie in a file of their own, or in processor_config.json, as newer checkpoints have it. Raises OSError for none.
+    """
+    folder = Path(folder)
+    joint = folder / "processor_config.json"
+    parts = json.loads(joint.read_text()) if joint.is_file() else {}
+    for name, part in (("video_preprocessor_config.json", "video_processor"), ("preprocessor_config.json", "image_processor")):
+        if (folder / name).is_file():
+            return json.loads((folder / name).read_text())
+        if part in parts:
+            return parts[part]
+    raise OSError("it has no preprocessor_config.json; download the checkpoint again")

@@ -18,6 +18,9 @@ __all__ = ["DTYPES", "EMBEDDED", "FAMILIES", "Budget", "gib", "load_adapter", "m
 
 FAMILIES: dict[str, tuple[str, str]] = {
     "qwen3_vl": ("model_adapters.qwen3_vl", "Qwen3VLAdapter"),
+    "llava_onevision": ("model_adapters.llava_onevision", "LlavaOnevisionAdapter"),
+    "internvl": ("model_adapters.internvl", "InternVLAdapter"),
+    "smolvlm": ("model_adapters.smolvlm", "SmolVLMAdapter"),
 }
 DTYPES = ("auto", "bfloat16", "float16", "float32", "float64")
 

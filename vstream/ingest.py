@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from data.change import num_cells
 from data.frames import Chunk
 from memory.base import Bank
 from model_adapters.base import ChunkKV, KVContext, ModelAdapter
@@ -92,8 +93,7 @@ class Ingest:
         picture = adapter.picture(chunk)
         decide = self.drop.peek if peek else self.drop.keep
         keep, visual = decide(picture, lambda: adapter.embed(picture))
-        slots = len(picture) // adapter.frames_per_slot
-        grid = (slots, picture.shape[2] // adapter.cell, picture.shape[3] // adapter.cell)
+        grid = (len(picture) // adapter.frames_per_slot, *num_cells(picture, adapter.cell))
         run = adapter.chunk_run(chunk, grid, keep, visual)
         keys, values = adapter.extend(context, run)
         kv = ChunkKV(chunk.chunk_id, keys, values, run.position_ids, run.span, chunk.start_seconds, chunk.end_seconds)

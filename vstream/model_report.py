@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from data.change import num_cells
 from data.errors import AdapterError
 from data.frames import Chunk
 from model_adapters.base import ModelAdapter
@@ -73,7 +74,7 @@ def chunk_tokens(adapter: ModelAdapter, config: SessionConfig) -> tuple[int, int
     times = tuple(i / config.fps for i in range(num_frames))
     chunk = Chunk(0, np.zeros((num_frames, 3, HEIGHT, WIDTH), np.uint8), times, 0.0, config.chunk_seconds)
     picture = adapter.picture(chunk)
-    grid = (len(picture) // adapter.frames_per_slot, picture.shape[2] // adapter.cell, picture.shape[3] // adapter.cell)
+    grid = (len(picture) // adapter.frames_per_slot, *num_cells(picture, adapter.cell))
     visual = grid[0] * grid[1] * grid[2]
     run = adapter.chunk_run(chunk, grid, torch.ones(visual, dtype=torch.bool), None)
     return visual, run.num_tokens - visual

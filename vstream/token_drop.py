@@ -72,7 +72,7 @@ class Threshold:
 class PixelDrop(TokenDrop):
     """Drops cells whose pixels did not change, slot by slot, before the vision tower."""
 
-    def __init__(self, cell: int, frames_per_slot: int, threshold: Threshold, reference: str, key_every: int) -> None:
+    def __init__(self, cell: float, frames_per_slot: int, threshold: Threshold, reference: str, key_every: int) -> None:
         self.frames_per_slot = frames_per_slot
         self.threshold = threshold
         self.key_every = key_every
@@ -132,7 +132,7 @@ def _with_tokens(kept: torch.Tensor, embed: Embed) -> Kept:
     return kept.cpu(), embed() if kept.any() else None
 
 
-def create_token_drop(config: SessionConfig, cell: int, frames_per_slot: int) -> TokenDrop:
+def create_token_drop(config: SessionConfig, cell: float, frames_per_slot: int) -> TokenDrop:
     """The policy that `config.drop` names. cell: side of a merged token in pixels."""
     if config.drop == "off":
         return KeepAll()
