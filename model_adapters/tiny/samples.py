@@ -170,5 +170,5 @@ def _cut(world: World, first: int, num: int, start: int) -> World:
         if s.end_seconds > first and s.start_seconds < first + num
     ]
     names = [s.name for s in stays]
-    needles = tuple(s.name for s in stays if names.count(s.name) == 1 and s.start_seconds > start)
+    needles = tuple(s.name for s in stays if names.count(s.name) == 1 and s.start_seconds >= start)
     return World(start + num, tuple(stays), world.background, world.side, needles)
