@@ -32,7 +32,8 @@ class TokenRun:
     """Tokens ready for the language model, with positions counted from the run's own start.
 
     embeds: [S, D]. position_ids: int64 [P, S], from 0. span: positions that the run takes up; the next run starts there.
-    visual_mask: bool [S]. deepstack: [levels, visual tokens, D] or None.
+    visual_mask: bool [S]. deepstack: [levels, visual tokens, D] or None. is_video: a chunk of the stream, not text around it.
+    Families that tell the time by position (`placement.Timed`) count axis 0 of a chunk from the stream's start instead.
     """
 
     embeds: torch.Tensor
@@ -40,6 +41,7 @@ class TokenRun:
     span: int
     visual_mask: torch.Tensor
     deepstack: torch.Tensor | None = None
+    is_video: bool = False
 
     @property
     def num_tokens(self) -> int:
@@ -50,8 +52,8 @@ class TokenRun:
 class ChunkKV:
     """What is stored of one chunk. Keys are not rotated, so they can be given any position later.
 
-    keys, values: [layers, kv_heads, S, head_dim]. position_ids: int64 [P, S], counted from the chunk's own start.
-    span: positions that the chunk takes up. Times are seconds of the stream.
+    keys, values: [layers, kv_heads, S, head_dim]. position_ids: int64 [P, S] and span as in `TokenRun`. Times are seconds of
+    the stream. chunk_id: negative for what is no chunk of the stream, the sink.
     """
 
     chunk_id: int

@@ -6,6 +6,7 @@ import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from model_adapters.base import KVContext
+from model_adapters.placement import Cursor
 
 
 class BufferLayer(CacheLayerMixin):
@@ -50,9 +51,14 @@ class BufferContext(KVContext):
     def __init__(self, shape: tuple[int, int, int, int], dtype: torch.dtype, device: torch.device) -> None:
         self.keys = torch.empty(shape, dtype=dtype, device=device)
         self.values = torch.empty(shape, dtype=dtype, device=device)
-        self.next_position = 0
+        self.cursor = Cursor()
         self.layers = [BufferLayer(self, index) for index in range(shape[0])]
         self.cache = Cache(layers=list(self.layers))
+
+    @property
+    def next_position(self) -> int:  # type: ignore[override]
+        """Where text goes on."""
+        return self.cursor.next_position
 
     @property
     def capacity(self) -> int:
@@ -88,7 +94,7 @@ class BufferContext(KVContext):
         twin = BufferContext((layers, heads, capacity, dim), self.keys.dtype, self.keys.device)
         for index, layer in enumerate(self.layers):
             twin.write_layer(index, self.keys[index, :, : layer.length], self.values[index, :, : layer.length])
-        twin.next_position = self.next_position
+        twin.cursor = self.cursor.copy()
         return twin
 
     def _move_to(self, capacity: int) -> None:

@@ -12,6 +12,7 @@ from transformers.generation.logits_process import LogitsProcessorList, Temperat
 
 from model_adapters.base import AttentionTrace, ChunkKV, KVContext, ModelAdapter, ModelInfo, Query, TokenRun
 from model_adapters.cache import BufferContext
+from model_adapters.placement import Cursor, Packed, Placement
 from model_adapters.rope import rotate
 from model_adapters.tap import Tap
 
@@ -30,6 +31,7 @@ class DecoderAdapter(ModelAdapter):
         self.video_id = video_id
         self.info = info
         self.device = model.device
+        self.placement: Placement = Packed()
         self.tap = Tap(language.layers, info.head_dim)
         eos = model.generation_config.eos_token_id
         self.stop_ids = {tokenizer.eos_token_id, *(eos if isinstance(eos, list) else [eos])} - {None}
@@ -74,15 +76,15 @@ class DecoderAdapter(ModelAdapter):
         extra: dict[str, Any] = {}
         if run.deepstack is not None:
             extra = {"visual_pos_masks": run.visual_mask[None], "deepstack_visual_embeds": list(run.deepstack)}
+        positions = self.placement.place(context.cursor, run.position_ids, run.span, run.is_video)
         out = self.language(
             inputs_embeds=run.embeds[None],
-            position_ids=self._batched(run.position_ids + context.next_position),
+            position_ids=self._batched(positions),
             attention_mask=mask,
             past_key_values=context.cache,
             use_cache=True,
             **extra,
         )
-        context.next_position += run.span
         return out.last_hidden_state[0]
 
     def extend(self, context: KVContext, run: TokenRun) -> tuple[torch.Tensor, torch.Tensor]:
@@ -97,23 +99,37 @@ class DecoderAdapter(ModelAdapter):
         assert isinstance(context, BufferContext)
         if not chunks:
             return
-        keys, positions, span = _joined([chunk.keys for chunk in chunks], chunks)
-        cos, sin = self.angles(keys, positions + context.next_position)
+        keys = torch.cat([chunk.keys for chunk in chunks], dim=2)
+        cos, sin = self.angles(keys, self._placed(context.cursor, chunks))
         context.write(rotate(keys, cos, sin), torch.cat([chunk.values for chunk in chunks], dim=2))
-        context.next_position += span
 
     @torch.inference_mode()
     def append_layers(self, context: KVContext, chunks: Sequence[Sequence[ChunkKV]]) -> None:
         assert isinstance(context, BufferContext)
-        spans = [sum(chunk.span for chunk in row) for row in chunks]
         context.reserve(max(sum(chunk.num_tokens for chunk in row) for row in chunks))
+        ends = []
+        for row in chunks:
+            alone = context.cursor.copy()
+            self._placed(alone, row)
+            ends.append(alone.next_position)
+        cursors = []
         for index, row in enumerate(chunks):
+            cursors.append(context.cursor.copy())
             if row:
-                keys, positions, span = _joined([chunk.keys[index] for chunk in row], row)
-                cos, sin = self.angles(keys, positions + context.next_position + max(spans) - span)
+                self.placement.align(cursors[-1], ends, index)
+                keys = torch.cat([chunk.keys[index] for chunk in row], dim=1)
+                cos, sin = self.angles(keys, self._placed(cursors[-1], row))
                 values = torch.cat([chunk.values[index] for chunk in row], dim=1)
                 context.write_layer(index, rotate(keys, cos, sin), values)
-        context.next_position += max(spans)
+        context.cursor = max(cursors, key=lambda cursor: (cursor.next_position, cursor.video_end))
+
+    def _placed(self, cursor: Cursor, chunks: Sequence[ChunkKV]) -> torch.Tensor:
+        """Positions [P, S] of stored chunks that join one after the other; moves the cursor."""
+        return torch.cat(
+            [self.placement.place(cursor, c.position_ids, c.span, is_video=c.chunk_id >= 0) for c in chunks]
+            or [torch.zeros(self.info.num_position_axes, 0, dtype=torch.long)],
+            dim=1,
+        )
 
     def encode_question(self, question: str) -> Query:
         context = self.new_context(256)
@@ -190,15 +206,6 @@ class DecoderAdapter(ModelAdapter):
         keys = context.keys[:, :, : context.num_tokens]
         logits = torch.einsum("lhgd,lhnd->lhgn", queries, keys).float() * self.info.head_dim**-0.5
         return logits.softmax(-1)[..., :size].flatten(1, 2)
-
-
-def _joined(keys: list[torch.Tensor], chunks: Sequence[ChunkKV]) -> tuple[torch.Tensor, torch.Tensor, int]:
-    """Chunks one behind the other: keys joined along the tokens, position ids [P, S] from 0, and their whole span."""
-    positions, at = [], 0
-    for chunk in chunks:
-        positions.append(chunk.position_ids + at)
-        at += chunk.span
-    return torch.cat(keys, dim=-2), torch.cat(positions, dim=1), at
 
 
 def _side_by_side(runs: Sequence[TokenRun], num_before: int) -> tuple[TokenRun, torch.Tensor]:

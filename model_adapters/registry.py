@@ -21,6 +21,13 @@ FAMILIES: dict[str, tuple[str, str]] = {
     "llava_onevision": ("model_adapters.llava_onevision", "LlavaOnevisionAdapter"),
     "internvl": ("model_adapters.internvl", "InternVLAdapter"),
     "smolvlm": ("model_adapters.smolvlm", "SmolVLMAdapter"),
+    "qwen3_vl_moe": ("model_adapters.qwen3_vl", "Qwen3VLMoeAdapter"),
+    "qwen2_5_vl": ("model_adapters.qwen2_5_vl", "Qwen25VLAdapter"),
+    "qwen2_vl": ("model_adapters.qwen2_vl", "Qwen2VLAdapter"),
+    "qwen2_5_omni": ("model_adapters.qwen_omni", "Qwen25OmniAdapter"),
+    "qwen2_5_omni_thinker": ("model_adapters.qwen_omni", "Qwen25OmniAdapter"),
+    "qwen3_omni_moe": ("model_adapters.qwen_omni", "Qwen3OmniAdapter"),
+    "qwen3_omni_moe_thinker": ("model_adapters.qwen_omni", "Qwen3OmniAdapter"),
 }
 DTYPES = ("auto", "bfloat16", "float16", "float32", "float64")
 

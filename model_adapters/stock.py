@@ -4,7 +4,8 @@ A family is one file with a subclass of `StockAdapter` and one row in `registry.
 1. the class attributes below: the model class in transformers, the tokens it needs, what its template writes for a video;
 2. `read_pixels(folder)`: how pixels are prepared, from the checkpoint's preprocessor_config.json; a value with at least `cell`
    and `temporal_patch_size`;
-3. `picture(chunk)` and `embed(picture)`: pixels, then the vision tower through the model's own feature method;
+3. `picture(chunk)`, `pixels(picture)` and `embed(picture)`: the resized picture, what the tower is fed with, and what it
+   returns through the model's own feature method;
 4. `chunk_run(chunk, grid, keep, visual)`: which tokens stand for a chunk and at which positions; see `Layout`.
 Everything else is inherited. tests/checkpoints.py gets a builder of a small random checkpoint, and the conformance kit
 (tests/test_adapters.py, `python -m model_adapters.check FOLDER`) says what is not right yet.
@@ -13,7 +14,9 @@ Everything else is inherited. tests/checkpoints.py gets a builder of a small ran
 from __future__ import annotations
 
 import json
+from abc import abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -154,6 +157,10 @@ class StockAdapter(DecoderAdapter):
             parts.append(part)
         return parts[0], parts[1], parts[2], parts[3], rendered
 
+    @abstractmethod
+    def pixels(self, picture: torch.Tensor) -> torch.Tensor:
+        """What the vision tower is fed with for a picture: the family's own pixel values."""
+
     def sink_run(self) -> TokenRun:
         return self.plain_run(self.head)
 
@@ -163,13 +170,13 @@ class StockAdapter(DecoderAdapter):
 
     def laid_out(self, layout: Layout, keep: torch.Tensor, visual: VisualTokens | None) -> TokenRun:
         """A layout as a run, with the kept visual tokens in their places. keep: bool [N]; visual: None where none is kept."""
-        run = self.token_run(layout.ids, layout.position_ids, layout.at)
+        run = replace(self.token_run(layout.ids, layout.position_ids, layout.at), is_video=True)
         if visual is None:
             return run
         kept = keep.flatten().to(self.device)
         embeds = run.embeds.masked_scatter(run.visual_mask[:, None], visual.embeds[kept])
         deepstack = None if visual.deepstack is None else visual.deepstack[:, kept]
-        return TokenRun(embeds, run.position_ids, run.span, run.visual_mask, deepstack)
+        return replace(run, embeds=embeds, deepstack=deepstack)
 
     def slot_seconds(self, chunk: Chunk, slot: int) -> float:
         """Time stamp of a temporal slot: the mean of its first and last frame's pts; a short slot repeats its last frame."""

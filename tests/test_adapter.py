@@ -287,7 +287,7 @@ def filled(lengths: list[int], capacity: int = 4) -> tuple[BufferContext, list[t
     context.reserve(max(lengths))
     for index, key in enumerate(keys):
         context.write_layer(index, key, -key)
-    context.next_position = 40
+    context.cursor.next_position = 40
     return context, keys
 
 
@@ -325,7 +325,7 @@ def test_a_fork_is_independent() -> None:
     assert twin.next_position == 40 and twin.num_tokens == 3
     twin.write(torch.ones(2, 2, 9, 6), torch.ones(2, 2, 9, 6))
     twin.keys[:, :, :3] = 0
-    twin.next_position = 50
+    twin.cursor.next_position = 50
     assert context.num_tokens == 3 and context.next_position == 40
     assert torch.equal(context.keys[:, :, :3], torch.stack(keys))
     other = context.fork()

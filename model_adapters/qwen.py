@@ -1,0 +1,101 @@
+"""What the Qwen-VL families share: pixels, the call of the vision tower, and two of their three ways to tell the time."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any
+
+import torch
+
+from data.frames import Chunk
+from model_adapters.base import TokenRun, VisualTokens
+from model_adapters.placement import Timed
+from model_adapters.preprocess import patchify, resize
+from model_adapters.stock import Layout, StockAdapter
+
+TRAINED_LENGTH = 32768
+"""Qwen2.5-VL and the Omni thinkers were trained on contexts up to this; what their configs allow beyond it is extrapolation."""
+
+
+class QwenAdapter(StockAdapter):
+    """Patches and a grid go in, merged tokens come out, and positions have three axes: time, rows, columns."""
+
+    special_tokens = ("<|video_pad|>", "<|vision_start|>", "<|vision_end|>")
+    num_axes = 3
+
+    def picture(self, chunk: Chunk) -> torch.Tensor:
+        frames = torch.from_numpy(chunk.frames).to(self.device)
+        short = -len(frames) % self.frames_per_slot
+        if short:
+            frames = torch.cat([frames, frames[-1:].expand(short, -1, -1, -1)])
+        return resize(frames, self.spec)
+
+    def pixels(self, picture: torch.Tensor) -> torch.Tensor:
+        return patchify(picture, self.spec, self.model.dtype)[0]
+
+    @torch.inference_mode()
+    def embed(self, picture: torch.Tensor) -> VisualTokens:
+        patches, grid = patchify(picture, self.spec, self.model.dtype)
+        out = self.model.model.get_video_features(patches, grid)
+        t, rows, columns = grid[0].tolist()
+        merge = self.spec.merge_size
+        levels = getattr(out, "deepstack_features", None)
+        deepstack = torch.stack([torch.cat(tuple(level)) for level in levels]) if levels else None
+        return VisualTokens(torch.cat(tuple(out.pooler_output)), (t, rows // merge, columns // merge), deepstack)
+
+
+class StampedQwenAdapter(QwenAdapter):
+    """Time in words: every slot is a video block of its own behind its time stamp."""
+
+    video_part = "<|vision_start|><|video_pad|><|vision_end|>"
+
+    @abstractmethod
+    def stamp(self, chunk: Chunk, slot: int) -> str:
+        """The words before a slot."""
+
+    def chunk_run(self, chunk: Chunk, grid: tuple[int, int, int], keep: torch.Tensor, visual: VisualTokens | None) -> TokenRun:
+        slots, rows, columns = grid
+        start, end = (self.tokenizer.convert_tokens_to_ids(token) for token in self.special_tokens[1:])
+        keep = keep.view(slots, rows * columns).cpu()
+        layout = Layout(self.num_axes)
+        for slot in range(slots):
+            layout.text([*self.ids(self.stamp(chunk, slot)), start])
+            cells = keep[slot].nonzero().flatten()
+            positions = torch.stack([torch.zeros_like(cells), cells // columns, cells % columns])
+            layout.visual([self.video_id] * len(cells), positions, max(rows, columns))
+            layout.text([end])
+        return self.laid_out(layout, keep, visual)
+
+
+class TimedQwenAdapter(QwenAdapter):
+    """Time by position: all chunks are one video block, and axis 0 of their positions grows with the seconds of the stream."""
+
+    video_part = "<|video_pad|>"
+
+    def __init__(self, model: Any, *args: Any) -> None:
+        super().__init__(model, *args)
+        limit = min(TRAINED_LENGTH, model.config.get_text_config().max_position_embeddings) * 3 // 4
+        self.placement = Timed(limit)
+        self.positions_per_second = self.time_scale(model.config)
+
+    @staticmethod
+    def time_scale(config: Any) -> float:
+        """Positions per second on axis 0."""
+        return config.position_id_per_seconds
+
+    def chunk_run(self, chunk: Chunk, grid: tuple[int, int, int], keep: torch.Tensor, visual: VisualTokens | None) -> TokenRun:
+        slots, rows, columns = grid
+        keep = keep.flatten().cpu()
+        if not keep.any():
+            # A chunk without a token could not be stored, found or moved: its first cell stays.
+            keep = torch.arange(len(keep)) == 0
+            visual = visual or self.embed(self.picture(chunk))
+        first = [chunk.pts_seconds[min(s * self.frames_per_slot, len(chunk.pts_seconds) - 1)] for s in range(slots)]
+        times = torch.tensor([int(seconds * self.positions_per_second) for seconds in first])
+        cells = keep.nonzero().flatten()
+        slot, cell = cells // (rows * columns), cells % (rows * columns)
+        positions = torch.stack([times[slot], cell // columns, cell % columns])
+        span = int(chunk.end_seconds * self.positions_per_second) - int(times[0])
+        layout = Layout(self.num_axes)
+        layout.visual([self.video_id] * len(cells), positions, max(1, span))
+        return self.laid_out(layout, keep, visual)

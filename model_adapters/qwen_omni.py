@@ -1,0 +1,23 @@
+"""The thinkers of Qwen2.5-Omni and Qwen3-Omni: video in, text out; sound is not heard and speech not made.
+
+Both tell the time on the temporal M-RoPE axis, in whole positions here; Qwen3-Omni's own fractions of a position are
+rounded down. A whole Omni checkpoint loads as well as a thinker's alone; talker and vocoder are left out.
+"""
+
+from __future__ import annotations
+
+from model_adapters.qwen import TimedQwenAdapter
+
+
+class Qwen25OmniAdapter(TimedQwenAdapter):
+    """`model_type: qwen2_5_omni`, `qwen2_5_omni_thinker`"""
+
+    model_class = "Qwen2_5OmniThinkerForConditionalGeneration"
+    special_tokens = ("<|VIDEO|>", "<|vision_bos|>", "<|vision_eos|>")
+    video_part = "<|VIDEO|>"
+
+
+class Qwen3OmniAdapter(TimedQwenAdapter):
+    """`model_type: qwen3_omni_moe`, `qwen3_omni_moe_thinker`"""
+
+    model_class = "Qwen3OmniMoeThinkerForConditionalGeneration"

@@ -1,0 +1,24 @@
+"""A builder of a small random checkpoint for every row of the registry."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import checkpoints
+import qwen_checkpoints
+
+BUILDERS: dict[str, Callable[[Path], Path]] = {
+    "qwen3_vl": checkpoints.save_qwen3_vl,
+    "qwen3_vl_moe": qwen_checkpoints.save_qwen3_vl_moe,
+    "qwen2_5_vl": qwen_checkpoints.save_qwen2_5_vl,
+    "qwen2_vl": qwen_checkpoints.save_qwen2_vl,
+    "qwen2_5_omni": qwen_checkpoints.save_qwen2_5_omni,
+    "qwen2_5_omni_thinker": qwen_checkpoints.save_qwen2_5_omni_thinker,
+    "qwen3_omni_moe": qwen_checkpoints.save_qwen3_omni_moe,
+    "qwen3_omni_moe_thinker": qwen_checkpoints.save_qwen3_omni_moe_thinker,
+    "llava_onevision": checkpoints.save_llava_onevision,
+    "internvl": checkpoints.save_internvl,
+    "smolvlm": checkpoints.save_smolvlm,
+}
+"""Under the name that `model_adapters.registry.FAMILIES` has for it."""
