@@ -1,46 +1,25 @@
-"""The conformance kit: an adapter held against the stock model and the family's own processor, check by check.
-
-Each check returns a figure and its bound. `tests/test_adapters.py` runs all of them on a small random checkpoint of every
-family, `python -m model_adapters.check FOLDER` on a user's own.
-"""
+"""What an adapter's conformance is checked on: a clip, the adapter's runs of it, and one stock forward over all of it."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
+from data.errors import AdapterError
 from data.frames import Chunk
-from model_adapters import attention
 from model_adapters.base import ChunkKV, TokenRun, VisualTokens
 from model_adapters.cache import BufferContext
 from model_adapters.references import Reference
-from model_adapters.rope import rotate, unrotate
 from model_adapters.stock import StockAdapter
 
 QUESTION = "What happened before the door was opened?"
 BOUNDS = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 """Of the largest value. float64 is not exact either: stock norms and rotary angles are computed in float32 always."""
-FAR = 200
-
-
-@dataclass(frozen=True)
-class Check:
-    """One line of the table. figure: what was measured; it passes at or below `bound`."""
-
-    name: str
-    figure: float
-    bound: float
-    words: str
-
-    @property
-    def passed(self) -> bool:
-        return self.figure <= self.bound
 
 
 @dataclass(frozen=True)
@@ -64,22 +43,31 @@ def clip(height: int, width: int, num_chunks: int = 3, fps: float = 2.0) -> list
     return chunks
 
 
-class Conformance:
-    """All checks of one adapter. chunks: two frames each, in a size that needs no resizing."""
+def fitting_clip(adapter: StockAdapter) -> list[Chunk]:
+    """A clip in a size that this adapter does not resize, wider than high where it has the choice."""
+    for rows, columns in ((4, 6), (4, 4), (8, 14)):
+        size = rows * adapter.cell, columns * adapter.cell
+        for _ in range(4):
+            chunks = clip(*size)
+            height, width = adapter.picture(chunks[0]).shape[-2:]
+            if (height, width) == size:
+                return chunks
+            size = height, width
+    raise AdapterError(f"{adapter.info.name} resizes every picture again and again; check its preprocessor_config.json")
 
-    def __init__(self, adapter: StockAdapter, reference: Reference, chunks: Sequence[Chunk]) -> None:
+
+class Conformance:
+    """One adapter beside what stock transformers makes of the same clip: what the checks look at."""
+
+    def __init__(self, adapter: StockAdapter, reference: Reference) -> None:
         self.adapter = adapter
         self.reference = reference
-        self.chunks = chunks
+        self.chunks = chunks = fitting_clip(adapter)
         self.inputs = reference.inputs(chunks, QUESTION)
         self.visuals = [adapter.embed(adapter.picture(chunk)) for chunk in chunks]
         self.runs = [self.run(chunk, visual) for chunk, visual in zip(chunks, self.visuals, strict=True)]
         self.bound = BOUNDS[adapter.info.dtype]
         self.stock = self.stock_pass()
-
-    def __iter__(self) -> Iterator[Check]:
-        for check in CHECKS:
-            yield check(self)
 
     def run(self, chunk: Chunk, visual: VisualTokens) -> TokenRun:
         whole = torch.ones(len(visual.embeds), dtype=torch.bool)
@@ -131,161 +119,3 @@ class Conformance:
     def embeds(self) -> torch.Tensor:
         runs = [self.adapter.sink_run(), *self.runs, self.adapter.question_run(QUESTION)]
         return torch.cat([run.embeds for run in runs])
-
-
-def far_off(found: torch.Tensor, expected: torch.Tensor) -> float:
-    """Largest difference as a share of the largest expected value; infinite where the shapes differ."""
-    if found.shape != expected.shape:
-        return math.inf
-    return float((found - expected).abs().max() / expected.abs().max()) if expected.numel() else 0.0
-
-
-def pixels(kit: Conformance) -> Check:
-    picture = kit.adapter.picture(kit.chunks[0])
-    expected = kit.reference.pixels(kit.chunks[0]).to(kit.adapter.device)
-    found = kit.adapter.pixels(picture)
-    bound = max(kit.bound / 10, 1e-5)
-    return Check("pixels", far_off(found.flatten(), expected.to(found.dtype).flatten()), bound, "the image processor's own")
-
-
-def ids(kit: Conformance) -> Check:
-    """Ids are compared by their embeddings: only those reach the language model."""
-    found, tokens = kit.embeds(), kit.inputs["input_ids"][0]
-    words = kit.adapter.model.get_input_embeddings()(tokens)
-    text = tokens != kit.adapter.video_id
-    figure = math.inf if len(found) != len(tokens) else float((found[text] != words[text]).any(-1).sum())
-    return Check("token ids", figure, 0, "tokens that differ from the processor's own")
-
-
-def position_ids(kit: Conformance) -> Check:
-    found = kit.positions().to(kit.stock.positions.device)
-    same = found.shape == kit.stock.positions.shape
-    figure = float((found != kit.stock.positions).any(0).sum()) if same else math.inf
-    return Check("position ids", figure, 0, "tokens whose positions differ from the stock model's own")
-
-
-def features(kit: Conformance) -> Check:
-    figure = far_off(kit.embeds(), kit.stock.embeds)
-    return Check("visual features", figure, kit.bound, "the tower on single chunks = the tower on the whole clip")
-
-
-def logits(kit: Conformance) -> Check:
-    context, _ = kit.watched()
-    found = kit.adapter.logits(context, kit.adapter.question_run(QUESTION))
-    figure = far_off(found, kit.stock.logits[-len(found) :].float())
-    return Check("logits", figure, kit.bound, "nothing dropped, all in the window = one stock forward")
-
-
-def retrieved(kit: Conformance) -> Check:
-    context, stored = kit.watched()
-    built = kit.adapter.new_context(1)
-    kit.adapter.append(built, stored)
-    size = context.num_tokens
-    figure = max(far_off(getattr(built, n)[:, :, :size], getattr(context, n)[:, :, :size]) for n in ("keys", "values"))
-    return Check("retrieved = in the window", figure, kit.bound, "stored chunks appended again = the context they came from")
-
-
-def moved(kit: Conformance) -> Check:
-    """Un-rotated keys do not know where they were computed, and are turned anywhere as the model itself would turn them."""
-    adapter, run = kit.adapter, kit.runs[0]
-    near, far = adapter.new_context(1), adapter.new_context(1)
-    far.cursor.next_position = FAR
-    keys, _ = adapter.extend(near, run)
-    there, _ = adapter.extend(far, run)
-    cursor = adapter.new_context(1).cursor
-    cursor.next_position = FAR
-    cos, sin = adapter.angles(keys, adapter.placement.place(cursor, run.position_ids, run.span, run.is_video))
-    turned = far_off(rotate(keys, cos, sin), far.keys[:, :, : run.num_tokens])
-    scaling = getattr(adapter.language.rotary_emb, "attention_scaling", 1.0)
-    back = far_off(unrotate(rotate(keys, cos, sin), cos, sin, scaling), keys)
-    figure = max(far_off(there, keys), turned, back)
-    return Check("keys moved", figure, 10 * kit.bound, f"keys from position 0, turned to {FAR} = computed there, and back")
-
-
-def dropped(kit: Conformance) -> Check:
-    """A chunk of which most is dropped equals the stock language model on what survives, DeepStack features included."""
-    adapter, visual, whole = kit.adapter, kit.visuals[1], kit.runs[1]
-    keep = torch.arange(len(visual.embeds)) % 3 == 1
-    run = adapter.chunk_run(kit.chunks[1], visual.grid, keep, visual)
-    survive = ~whole.visual_mask
-    survive[whole.visual_mask] = keep.to(adapter.device)
-    deepstack = None if whole.deepstack is None else whole.deepstack[:, keep]
-    chosen = replace(
-        whole,
-        embeds=whole.embeds[survive],
-        position_ids=whole.position_ids[:, survive.to(whole.position_ids.device)],
-        visual_mask=whole.visual_mask[survive],
-        deepstack=deepstack,
-    )
-    with kit.stock_attention():
-        expected = adapter.logits(adapter.new_context(1), chosen)
-    figure = far_off(adapter.logits(adapter.new_context(1), run), expected)
-    return Check("dropped tokens", figure, kit.bound, "survivors keep embedding, position, order and DeepStack")
-
-
-def nothing_kept(kit: Conformance) -> Check:
-    """A chunk of which nothing is kept, and whose picture never reached the tower, still leaves a token to store."""
-    chunk, visual = kit.chunks[1], kit.visuals[1]
-    run = kit.adapter.chunk_run(chunk, visual.grid, torch.zeros(len(visual.embeds), dtype=torch.bool), None)
-    keys, _ = kit.adapter.extend(kit.adapter.new_context(1), run)
-    fine = keys.shape[2] == run.num_tokens > 0 and bool(torch.isfinite(keys).all())
-    return Check("nothing kept", 0.0 if fine else 1.0, 0, "a chunk without a visual token is stored all the same")
-
-
-def chunk_size(kit: Conformance) -> Check:
-    """The first two chunks as one: the same tokens at the same positions."""
-    first, second = kit.chunks[:2]
-    joined = replace(
-        first,
-        frames=np.concatenate([first.frames, second.frames]),
-        pts_seconds=first.pts_seconds + second.pts_seconds,
-        end_seconds=second.end_seconds,
-    )
-    adapter = kit.adapter
-    run = kit.run(joined, adapter.embed(adapter.picture(joined)))
-    one, two = adapter.new_context(1), adapter.new_context(1)
-    adapter.extend(one, run)
-    for part in kit.runs[:2]:
-        adapter.extend(two, part)
-    figure = max(
-        far_off(getattr(one, name)[:, :, : one.num_tokens], getattr(two, name)[:, :, : two.num_tokens])
-        for name in ("keys", "values")
-    )
-    return Check("chunk size", figure, kit.bound, "two chunks of one second = one chunk of two")
-
-
-def stored_alike(kit: Conformance) -> Check:
-    """Through the memory of the CPU and back, as tiers do it."""
-    _, stored = kit.watched()
-    back = stored[1].to("cpu").to(kit.adapter.device)
-    same = all(torch.equal(getattr(back, n), getattr(stored[1], n)) for n in ("keys", "values", "position_ids"))
-    same &= back.keys.dtype == kit.adapter.info.dtype
-    return Check("device round trip", 0.0 if same else 1.0, 0, "bit-equal after a way over the CPU")
-
-
-def decoding(kit: Conformance) -> Check:
-    adapter = kit.adapter
-    context, _ = kit.watched()
-    *_, found = ["", *adapter.generate(context, adapter.question_run(QUESTION), 8)]
-    with kit.stock_attention():
-        out = adapter.model.generate(**kit.inputs, max_new_tokens=8, do_sample=False, pad_token_id=0)
-    expected = adapter.tokenizer.decode(out[0, kit.inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-    return Check("greedy decoding", float(found != expected), 0, f"stock generate says {expected!r}")
-
-
-CHECKS: tuple[Callable[[Conformance], Check], ...] = (
-    pixels,
-    ids,
-    position_ids,
-    features,
-    logits,
-    decoding,
-    moved,
-    retrieved,
-    dropped,
-    nothing_kept,
-    chunk_size,
-    stored_alike,
-)
-
-__all__ = ["CHECKS", "Check", "Conformance", "attention", "clip"]
