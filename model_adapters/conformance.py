@@ -46,7 +46,7 @@ def clip(height: int, width: int, num_chunks: int = 3, fps: float = 2.0) -> list
 def fitting_clip(adapter: StockAdapter) -> list[Chunk]:
     """A clip in a size that this adapter does not resize, wider than high where it has the choice."""
     for rows, columns in ((4, 6), (4, 4), (8, 14)):
-        size = rows * adapter.cell, columns * adapter.cell
+        size = round(rows * adapter.cell), round(columns * adapter.cell)
         for _ in range(4):
             chunks = clip(*size)
             height, width = adapter.picture(chunks[0]).shape[-2:]
@@ -64,7 +64,13 @@ class Conformance:
         self.reference = reference
         self.chunks = chunks = fitting_clip(adapter)
         self.inputs = reference.inputs(chunks, QUESTION)
-        self.visuals = [adapter.embed(adapter.picture(chunk)) for chunk in chunks]
+        pictures = [adapter.picture(chunk) for chunk in chunks]
+        if not torch.equal(pictures[0].cpu(), torch.from_numpy(chunks[0].frames)):
+            # A family that resizes every picture: rounding there has a check of its own and must not be seen in the others.
+            name = next(name for name in self.inputs if name.startswith("pixel_values"))
+            values = torch.cat([adapter.pixels(picture) for picture in pictures])
+            self.inputs[name] = values.reshape(self.inputs[name].shape)
+        self.visuals = [adapter.embed(picture) for picture in pictures]
         self.runs = [self.run(chunk, visual) for chunk, visual in zip(chunks, self.visuals, strict=True)]
         self.bound = BOUNDS[adapter.info.dtype]
         self.stock = self.stock_pass()

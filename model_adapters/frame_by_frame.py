@@ -93,11 +93,12 @@ class SquareFramesAdapter(FrameByFrameAdapter):
             frames = stretched(frames, *within(frames.shape[-2], frames.shape[-1], spec.longest))
         return stretched(frames, spec.side, spec.side)
 
+    def pixels(self, picture: torch.Tensor) -> torch.Tensor:
+        return normalised(picture, self.spec.mean, self.spec.std).to(self.model.dtype)
+
     @torch.inference_mode()
     def embed(self, picture: torch.Tensor) -> VisualTokens:
-        spec = self.spec
-        pixels = normalised(picture, spec.mean, spec.std).to(self.model.dtype)
-        return VisualTokens(self.features(pixels), (len(picture), spec.cells, spec.cells))
+        return VisualTokens(self.features(self.pixels(picture)), (len(picture), self.spec.cells, self.spec.cells))
 
 
 def within(height: int, width: int, longest: int) -> tuple[int, int]:

@@ -26,7 +26,11 @@ class Reference(ABC):
         self.adapter = adapter
         self.tokenizer = adapter.tokenizer
         self.config = adapter.model.config
-        self.images = AutoImageProcessor.from_pretrained(folder, local_files_only=True, backend="pil")
+        self.images = self.make_images(folder)
+
+    def make_images(self, folder: Path) -> Any:
+        """The family's image processor; of the kind that works on PIL pictures, since that needs no torchvision."""
+        return AutoImageProcessor.from_pretrained(folder, local_files_only=True, backend="pil")
 
     @abstractmethod
     def pixels(self, chunk: Chunk) -> torch.Tensor:
@@ -155,15 +159,18 @@ class OmniReference(Qwen25VLReference):
         return inputs | {"attention_mask": torch.ones_like(inputs["input_ids"]), "video_second_per_grid": seconds}
 
 
-REFERENCES: dict[str, type[Reference]] = {
-    "qwen3_vl": Qwen3VLReference,
-    "qwen3_vl_moe": Qwen3VLReference,
-    "qwen2_5_vl": Qwen25VLReference,
-    "qwen2_vl": QwenReference,
-    "qwen2_5_omni_thinker": OmniReference,
-    "qwen3_omni_moe_thinker": OmniReference,
+REFERENCES: dict[str, tuple[str, str]] = {
+    "qwen3_vl": ("model_adapters.references", "Qwen3VLReference"),
+    "qwen3_vl_moe": ("model_adapters.references", "Qwen3VLReference"),
+    "qwen2_5_vl": ("model_adapters.references", "Qwen25VLReference"),
+    "qwen2_vl": ("model_adapters.references", "QwenReference"),
+    "qwen2_5_omni_thinker": ("model_adapters.references", "OmniReference"),
+    "qwen3_omni_moe_thinker": ("model_adapters.references", "OmniReference"),
+    "llava_onevision": ("model_adapters.references_frames", "LlavaOnevisionReference"),
+    "internvl": ("model_adapters.references_frames", "InternVLReference"),
+    "smolvlm": ("model_adapters.references_frames", "SmolVLMReference"),
 }
-"""By the `model_type` of the loaded model."""
+"""Module and class by the `model_type` of the loaded model."""
 
 
 def create_reference(adapter: StockAdapter, folder: Path) -> Reference:
@@ -171,4 +178,5 @@ def create_reference(adapter: StockAdapter, folder: Path) -> Reference:
     family = adapter.info.family
     if family not in REFERENCES:
         raise AdapterError(f"there is nothing yet to check the family {family!r} against; known: {', '.join(REFERENCES)}")
-    return REFERENCES[family](adapter, folder)
+    module, name = REFERENCES[family]
+    return getattr(importlib.import_module(module), name)(adapter, folder)

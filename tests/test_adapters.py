@@ -10,7 +10,7 @@ from typing import cast
 
 import pytest
 import torch
-from checkpoints import BUILDERS
+from families import BUILDERS
 
 from data.errors import AdapterError
 from model_adapters import check
