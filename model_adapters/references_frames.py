@@ -83,7 +83,7 @@ class InternVLReference(FrameReference):
         return self.images(image, return_tensors="pt", crop_to_patches=False)["pixel_values"][0]
 
     def video(self, pts_seconds: Sequence[float]) -> str:
-        own = SimpleNamespace(
+        own: Any = SimpleNamespace(
             start_image_token="<img>",
             end_image_token="</img>",
             image_token="<IMG_CONTEXT>",
