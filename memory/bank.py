@@ -18,8 +18,9 @@ from pathlib import Path
 import torch
 
 from data.errors import ConfigError, MemoryBankError
-from memory.base import Bank, Span, Store, Stored, add_span
+from memory.base import Bank, Span, Store, Stored, add_span, overlapping
 from memory.codecs import create_codec, decoded
+from memory.records import ChunkRecord
 from memory.segments import SEGMENT_BYTES, DiskStore
 from memory.slabs import SLAB_BYTES
 from memory.stores import DeviceStore, RamStore
@@ -33,7 +34,8 @@ class MemoryBank(Bank):
     """Chunks in GPU, RAM and disk tiers. Budgets are in bytes; 0 switches a tier off; no folder, no disk tier.
 
     RAM and disk keep chunks as `codec` encodes them, the GPU tier as they are.
-    The disk tier works in a private folder (0700) of its own inside `folder`, which `close` removes.
+    The disk tier works in a private folder (0700) of its own inside `folder`, which `close` removes. as_cache: what is dropped
+    is kept elsewhere; then there may be no tier at all.
     ConfigError if a budget is negative, no tier is on or the codec is not known; MemoryBankError if the folder cannot be used.
     """
 
@@ -48,9 +50,10 @@ class MemoryBank(Bank):
         codec: str = "native",
         slab_bytes: int = SLAB_BYTES,
         segment_bytes: int = SEGMENT_BYTES,
+        as_cache: bool = False,
     ) -> None:
         budgets = {"gpu_bytes": gpu_bytes, "ram_bytes": ram_bytes, "disk_bytes": disk_bytes if folder else 0}
-        if min(budgets.values()) < 0 or not any(budgets.values()):
+        if min(budgets.values()) < 0 or not (any(budgets.values()) or as_cache):
             raise ConfigError(f"memory budgets must not be negative and one tier must be on, got {budgets}")
         self.device = torch.device(device)
         self.codec = create_codec(codec)
@@ -70,9 +73,9 @@ class MemoryBank(Bank):
             stores.append(("ram", RamStore(ram_bytes, slab_bytes, codec=self.codec)))
         if folder and disk_bytes:
             stores.append(("disk", DiskStore(self._make_spill(folder), disk_bytes, segment_bytes, self.codec)))
-        self._tiers = Tiers(stores, self._pins, self._record_drop)
+        self._tiers = Tiers(stores, self._pins, self._record_drop, as_cache)
 
-    def put(self, chunk: ChunkKV) -> list[int]:
+    def put(self, chunk: ChunkKV, record: ChunkRecord | None = None) -> list[int]:
         with self._lock:
             self._check_open()
             if chunk.chunk_id in self._tiers.entries:
@@ -96,6 +99,15 @@ class MemoryBank(Bank):
                     found.append(read[0])
                     self._promote_unless_pinned(*read, chunk_ids)
         return found
+
+    def forget(self, start_seconds: float, end_seconds: float) -> list[int]:
+        with self._lock:
+            self._check_open()
+            ids = overlapping([(i, self.span(i)) for i in self._tiers.entries], start_seconds, end_seconds)
+            for chunk_id in ids:
+                self._tiers.forget(chunk_id)
+            self.gaps = add_span(self.gaps, (start_seconds, end_seconds)) if ids else self.gaps
+            return ids
 
     def prefetch(self, chunk_ids: Sequence[int]) -> None:
         """Move the chunks up as far as that drops nothing; chunks already pinned stay where they are."""

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import AbstractContextManager
 
 import torch
 
+from data.errors import MemoryBankError
 from memory.codecs import decoded
 from memory.layout import Packet
+from memory.records import ChunkRecord
 from model_adapters.base import ChunkKV
 
 Stored = ChunkKV | Packet
@@ -112,8 +114,10 @@ class Bank(ABC):
     """Spans of the stream that the memory no longer holds, merged and in order."""
 
     @abstractmethod
-    def put(self, chunk: ChunkKV) -> list[int]:
+    def put(self, chunk: ChunkKV, record: ChunkRecord | None = None) -> list[int]:
         """Store a chunk. Returns the ids of the chunks that were dropped for it (the retriever should forget them).
+
+        record: what is kept of it beside its KV, by a bank that outlives the session; others have no use for it.
 
         MemoryBankError if the id is already stored, the bank is closed or a tier cannot be written.
         """
@@ -122,6 +126,10 @@ class Bank(ABC):
     def get(self, chunk_ids: Sequence[int]) -> list[ChunkKV]:
         """The chunks on the compute device in the given order. Ids that are not there (dropped, or damaged: see `damaged`)
         are left out. The tensors may be the stored ones: never write into them."""
+
+    @abstractmethod
+    def forget(self, start_seconds: float, end_seconds: float) -> list[int]:
+        """Remove every chunk that overlaps the span, wherever it is. Returns their ids. MemoryBankError for an empty span."""
 
     @abstractmethod
     def pinned(self, chunk_ids: Sequence[int]) -> AbstractContextManager[None]:
@@ -154,6 +162,18 @@ class Bank(ABC):
     @abstractmethod
     def close(self) -> None:
         """Let everything go. Idempotent."""
+
+
+def overlapping(spans: Iterable[tuple[int, Span]], start_seconds: float, end_seconds: float) -> list[int]:
+    """The ids whose span overlaps [start_seconds, end_seconds). MemoryBankError if that is no span."""
+    check_span(start_seconds, end_seconds)
+    return [chunk_id for chunk_id, (start, end) in spans if start < end_seconds and end > start_seconds]
+
+
+def check_span(start_seconds: float, end_seconds: float) -> None:
+    """MemoryBankError unless start comes before end."""
+    if not start_seconds < end_seconds:
+        raise MemoryBankError(f"{start_seconds:g}–{end_seconds:g} s is no span; give a start before its end")
 
 
 def add_span(spans: Sequence[Span], new: Span) -> list[Span]:

@@ -8,7 +8,8 @@ from contextlib import contextmanager
 import torch
 
 from data.errors import MemoryBankError
-from memory.base import Bank, Span
+from memory.base import Bank, Span, add_span, overlapping
+from memory.records import ChunkRecord
 from model_adapters.base import ChunkKV
 
 
@@ -22,7 +23,7 @@ class PlainBank(Bank):
         self._chunks: dict[int, ChunkKV] = {}
         self._closed = False
 
-    def put(self, chunk: ChunkKV) -> list[int]:
+    def put(self, chunk: ChunkKV, record: ChunkRecord | None = None) -> list[int]:
         if self._closed:
             raise MemoryBankError("the memory is closed")
         if chunk.chunk_id in self._chunks:
@@ -34,6 +35,13 @@ class PlainBank(Bank):
         if self._closed:
             raise MemoryBankError("the memory is closed")
         return [self._chunks[chunk_id] for chunk_id in chunk_ids if chunk_id in self._chunks]
+
+    def forget(self, start_seconds: float, end_seconds: float) -> list[int]:
+        ids = overlapping([(i, self.span(i)) for i in self._chunks], start_seconds, end_seconds)
+        for chunk_id in ids:
+            del self._chunks[chunk_id]
+        self.gaps = add_span(self.gaps, (start_seconds, end_seconds)) if ids else self.gaps
+        return ids
 
     @contextmanager
     def pinned(self, chunk_ids: Sequence[int]) -> Iterator[None]:

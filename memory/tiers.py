@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 
 from data.errors import MemoryBankError
@@ -31,9 +31,19 @@ class Entry:
 
 
 class Tiers:
-    """Chunks in stores, fastest first. `pins` (by id) stay where they are; `on_drop` hears of every chunk that goes."""
+    """Chunks in stores, fastest first. `pins` (by id) stay where they are; `on_drop` hears of every chunk that goes.
 
-    def __init__(self, stores: list[tuple[str, Store]], pins: Collection[int], on_drop: Callable[[int, Entry], None]) -> None:
+    as_cache: what goes is kept elsewhere, so the least recently used chunk goes instead of the oldest.
+    """
+
+    def __init__(
+        self,
+        stores: list[tuple[str, Store]],
+        pins: Collection[int],
+        on_drop: Callable[[int, Entry], None],
+        as_cache: bool = False,
+    ) -> None:
+        self.as_cache = as_cache
         self.stores = stores
         self.entries: dict[int, Entry] = {}
         self.counts: Counter[str] = Counter()
@@ -57,6 +67,18 @@ class Tiers:
         self._on_drop(chunk.chunk_id, entry)
         return False
 
+    def admit(self, chunk: ChunkKV, stored: Stored) -> None:
+        """Take in a chunk that is kept elsewhere too, as it is kept there. For a cache: see `as_cache`."""
+        entry = Entry(-1, stored.num_bytes, chunk.start_seconds, chunk.end_seconds)
+        for level, (_, store) in enumerate(self.stores):
+            item = self._as_held(store, chunk, stored)
+            if item is not None and self._make_room(level, entry, item.num_bytes, may_drop=True):
+                store.put(item)
+                entry.level, entry.num_bytes = level, item.num_bytes
+                self.entries[chunk.chunk_id] = entry
+                self._used[level][chunk.chunk_id] = None
+                return
+
     def touch(self, chunk_id: int) -> None:
         """The chunk is now the most recently used of its tier."""
         self._used[self.entries[chunk_id].level].move_to_end(chunk_id)
@@ -67,13 +89,9 @@ class Tiers:
         stored: the same chunk as its tier keeps it.
         """
         entry = self.entries[chunk.chunk_id]
-        # What a codec has changed stays a packet: as a chunk it would be encoded anew, and changed again, on its way down.
-        as_chunk = not isinstance(stored, Packet) or stored.codec == Native.name
         for level in range(entry.level):
-            if not (self.stores[level][1].holds_packets or as_chunk):
-                continue
-            item = stored if self.stores[level][1].holds_packets else chunk
-            if self._make_room(level, entry, item.num_bytes, may_drop=False):
+            item = self._as_held(self.stores[level][1], chunk, stored)
+            if item is not None and self._make_room(level, entry, item.num_bytes, may_drop=False):
                 self._move(item, entry, level)
                 self.counts["num_prefetched"] += 1
                 return
@@ -116,6 +134,13 @@ class Tiers:
             self.counts["num_kept_native"] += 1
             return Native().encode(item)
 
+    def _as_held(self, store: Store, chunk: ChunkKV, stored: Stored) -> Stored | None:
+        """A chunk that was read, as `store` would hold it; None if it must not."""
+        if store.holds_packets:
+            return stored
+        # What a codec has changed stays a packet: as a chunk it would be encoded anew, and changed again, on its way down.
+        return chunk if not isinstance(stored, Packet) or stored.codec == Native.name else None
+
     def _make_room(self, level: int, entry: Entry, num_bytes: int, may_drop: bool) -> bool:
         """Whether the tier has room for `num_bytes` of `entry`, after offloading from it, or dropping if it is the lowest."""
         store = self.stores[level][1]
@@ -130,11 +155,19 @@ class Tiers:
                 if victim is None or not self._offload(victim, level, may_drop):
                     return False
             else:
-                victim = min(movable, key=lambda chunk_id: self.entries[chunk_id].start_seconds, default=None)
-                if victim is None or not may_drop or entry.start_seconds < self.entries[victim].start_seconds:
+                victim = self._to_drop(movable)
+                if victim is None or not may_drop:
+                    return False
+                if not self.as_cache and entry.start_seconds < self.entries[victim].start_seconds:
                     return False
                 self._drop(victim)
         return True
+
+    def _to_drop(self, movable: Iterator[int]) -> int | None:
+        """Which of the lowest tier's chunks goes, least recently used first in `movable`."""
+        if self.as_cache:
+            return next(movable, None)
+        return min(movable, key=lambda chunk_id: self.entries[chunk_id].start_seconds, default=None)
 
     def _offload(self, chunk_id: int, level: int, may_drop: bool) -> bool:
         """Move a chunk down; if no lower tier takes it, drop it. False if it would have to be dropped and must not be."""

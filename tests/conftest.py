@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from checkpoints import save_qwen3_vl
 
 from data.frames import Frame
 from data.world import World, make_world
+from memory import Bank, DurableBank, MemoryBank, PlainBank
 from model_adapters.base import ModelAdapter
 from model_adapters.registry import load_adapter
 
@@ -43,3 +45,32 @@ def world() -> World:
 @pytest.fixture(scope="session")
 def frames(world: World) -> list[Frame]:
     return list(world.frames(2.0))
+
+
+@pytest.fixture(autouse=True)
+def banks_are_whole(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Every bank that a test makes has its bookkeeping checked when it is closed, or at the end of the test."""
+    made: list[Bank] = []
+
+    def watch(kind: type[Bank]) -> None:
+        make, close = kind.__init__, kind.close
+
+        def making(bank: Bank, *values: object, **named: object) -> None:
+            make(bank, *values, **named)  # type: ignore[arg-type]
+            if type(bank) is kind:
+                made.append(bank)
+
+        def closing(bank: Bank) -> None:
+            if bank in made:
+                made.remove(bank)
+                bank.check_integrity()
+            close(bank)
+
+        monkeypatch.setattr(kind, "__init__", making)
+        monkeypatch.setattr(kind, "close", closing)
+
+    for kind in (PlainBank, MemoryBank, DurableBank):
+        watch(kind)
+    yield
+    for bank in made:
+        bank.check_integrity()

@@ -1,0 +1,101 @@
+"""One SQLite file with one writer and many readers: connections, transactions, and its errors as one line of ours."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import quote
+
+from data.errors import MemoryBankError
+
+BUSY_SECONDS = 10.0
+UNREADABLE = "open it on the machine that wrote it, or restore the folder from a copy"
+
+
+class Database:
+    """WAL, full synchronisation, secure deletion. Thread-safe. All errors are MemoryBankError, in one line."""
+
+    def __init__(self, folder: Path, path: Path, write: bool) -> None:
+        self.folder = folder
+        self.path = path
+        self.write = write
+        self._lock = threading.RLock()
+        self._reading = threading.RLock()
+        with self._said():
+            self._reads = self._connected(read_only=not write)
+            self._writes = self._connected(read_only=False) if write else None
+
+    @contextmanager
+    def changing(self) -> Iterator[sqlite3.Connection]:
+        """One transaction: all of it, or nothing where an error comes out of the context."""
+        if self._writes is None:
+            raise MemoryBankError(f"the memory {self.folder} was opened for reading only")
+        with self._lock, self._said():
+            self._writes.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._writes
+                self._writes.execute("COMMIT")
+            except BaseException:
+                if self._writes.in_transaction:
+                    self._writes.execute("ROLLBACK")
+                raise
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes in use; pages that are free are used again."""
+        (pages,), (free,), (size,) = (self.query(f"PRAGMA {n}")[0] for n in ("page_count", "freelist_count", "page_size"))
+        return (pages - free) * size
+
+    def compact(self) -> bool:
+        """Rewrite the file without what was deleted, and empty the write-ahead log. False if a reader was in the way."""
+        if self._writes is None:
+            return False
+        with self._lock, self._reading, self._said():
+            self._writes.execute("VACUUM")
+            (busy, *_), *_ = self._writes.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+            return not busy
+
+    def close(self) -> None:
+        with self._lock, self._reading, self._said():
+            self._reads.close()
+            if self._writes is not None:
+                self._writes.close()
+
+    def query(self, sql: str, values: tuple = ()) -> list[tuple]:
+        """All rows that a query finds."""
+        with self._reading, self._said():
+            return self._reads.execute(sql, values).fetchall()
+
+    def _connected(self, read_only: bool) -> sqlite3.Connection:
+        mode = "ro" if read_only else "rw"
+        # Nobody writes into a folder that cannot be written: then the file is read as it is, without a log beside it.
+        if read_only and not os.access(self.folder, os.W_OK) and not self.path.with_name(f"{self.path.name}-wal").exists():
+            mode = "ro&immutable=1"
+        uri = f"file:{quote(str(self.path.resolve()))}?mode={mode}"
+        # Damage may leave bytes that are no text; the checksums find it, decoding must not stumble over it.
+        db = sqlite3.connect(uri, uri=True, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+        db.text_factory = lambda content: content.decode("utf-8", "replace")
+        if not read_only:
+            db.execute("PRAGMA journal_mode = WAL")
+            db.execute("PRAGMA synchronous = FULL")
+            db.execute("PRAGMA secure_delete = ON")
+        return db
+
+    @contextmanager
+    def _said(self) -> Iterator[None]:
+        """SQLite's errors as one line of ours."""
+        try:
+            yield
+        except UnicodeError as error:
+            raise MemoryBankError(f"the manifest of {self.folder} is damaged ({error}); {UNREADABLE}") from error
+        except sqlite3.Error as error:
+            code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+            if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB) or "no such table" in str(error):
+                raise MemoryBankError(f"the manifest of {self.folder} is damaged ({error}); {UNREADABLE}") from error
+            raise MemoryBankError(
+                f"the manifest of {self.folder} cannot be used ({error}); free some space, wait, or choose another folder"
+            ) from error

@@ -1,0 +1,199 @@
+"""A bank that outlives its session: every chunk goes to a stored memory, write-behind; GPU and RAM are caches above it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from data.errors import MemoryBankError
+from memory.bank import MemoryBank
+from memory.base import Span, Stored, add_span
+from memory.codecs import decoded
+from memory.records import ChunkRecord
+from memory.slabs import SLAB_BYTES
+from memory.stored import StoredMemory
+from memory.tiers import Entry
+from memory.upkeep import forget_span
+from memory.writer import LAG_SECONDS, WriteBehind
+from model_adapters.base import ChunkKV
+
+logger = logging.getLogger(__name__)
+
+
+class DurableBank(MemoryBank):
+    """`memory` is closed with the bank. With `write`, one thread commits what is put; without it, nothing can be put.
+
+    A chunk that no cache holds is read from disk, verified, and counts as tier "disk".
+    """
+
+    def __init__(
+        self,
+        memory: StoredMemory,
+        device: torch.device | str,
+        gpu_bytes: int,
+        ram_bytes: int,
+        *,
+        write: bool = True,
+        lag_seconds: float = LAG_SECONDS,
+        slab_bytes: int = SLAB_BYTES,
+    ) -> None:
+        super().__init__(device, gpu_bytes, ram_bytes, codec=memory.codec.name, slab_bytes=slab_bytes, as_cache=True)
+        self.memory = memory
+        self.writer = WriteBehind(memory, lag_seconds) if write else None
+        self._absent: set[int] = set()
+        """Ids that are on disk but must not be read: damaged."""
+        for gap in memory.manifest.gaps():
+            self.gaps = add_span(self.gaps, (gap.start_seconds, gap.end_seconds))
+
+    def put(self, chunk: ChunkKV, record: ChunkRecord | None = None) -> list[int]:
+        if self.writer is None:
+            raise MemoryBankError(f"the memory {self.memory.folder} was opened for reading only")
+        with self._lock:
+            self._check_open()
+            if self.tier(chunk.chunk_id) is not None:
+                raise MemoryBankError(f"chunk {chunk.chunk_id} is already in the memory")
+        # Outside of the lock: who reads must not wait for the disk.
+        self.writer.put(chunk, record or bare_record(chunk))
+        with self._lock:
+            self._counts["num_put"] += 1
+            self._tiers.put(chunk)
+            dropped, self._dropped = self._dropped, []
+            unwritten, gone = self.writer.take_lost()
+            # Given up by the writer or by the disk: gone, unless a cache has it still.
+            lost = [i for i in [*unwritten, *gone] if i not in self._tiers.entries]
+            for chunk_id in gone:
+                row = self.memory.manifest.row(chunk_id)
+                if row is not None:
+                    self.gaps = add_span(self.gaps, (row.start_seconds, row.end_seconds))
+            return [*dropped, *lost]
+
+    def prefetch(self, chunk_ids: Sequence[int]) -> None:
+        with self._lock:
+            self._check_open()
+            away = [i for i in dict.fromkeys(chunk_ids) if i not in self._tiers.entries and self.tier(i)]
+            with self._pinning(chunk_ids):
+                for chunk_id in away:
+                    if (read := self._read(chunk_id)) is not None:
+                        self._promote_unless_pinned(*read, chunk_ids)
+            super().prefetch([i for i in chunk_ids if i not in away])
+
+    def tier(self, chunk_id: int) -> str | None:
+        with self._lock:
+            if chunk_id in self._tiers.entries:
+                return super().tier(chunk_id)
+            if chunk_id in self._absent:
+                return None
+            return "disk" if self._pending(chunk_id) is not None or self.memory.manifest.holds(chunk_id) else None
+
+    def num_bytes(self, tier: str) -> int:
+        return self.memory.num_bytes if tier == "disk" else super().num_bytes(tier)
+
+    def chunk_ids(self) -> list[int]:
+        with self._lock:
+            waiting = {record.chunk_id for record in self.writer.pending_records()} if self.writer else set()
+            return sorted({*self.memory.manifest.ids(), *waiting, *self._tiers.entries} - self._absent)
+
+    def span(self, chunk_id: int) -> Span:
+        with self._lock:
+            if chunk_id in self._tiers.entries:
+                return super().span(chunk_id)
+            waiting = self._pending(chunk_id)
+            if waiting is not None:
+                return (waiting.start_seconds, waiting.end_seconds)
+            row = None if chunk_id in self._absent else self.memory.manifest.row(chunk_id)
+            if row is None:
+                raise KeyError(chunk_id)
+            return (row.start_seconds, row.end_seconds)
+
+    def forget(self, start_seconds: float, end_seconds: float) -> list[int]:
+        """Really remove every chunk that overlaps the span, from the caches and from the disk. Returns their ids.
+
+        KV of later chunks was made with these in view; what their tokens have drawn from them cannot be taken out again.
+        """
+        if self.writer is None:
+            raise MemoryBankError(f"the memory {self.memory.folder} was opened for reading only; nothing was forgotten")
+        self.writer.flush()
+        with self._lock:
+            self._check_open()
+            ids = forget_span(self.memory, start_seconds, end_seconds)
+            for chunk_id in ids:
+                if chunk_id in self._tiers.entries:
+                    self._tiers.forget(chunk_id)
+            self.gaps = add_span(self.gaps, (start_seconds, end_seconds)) if ids else self.gaps
+            return ids
+
+    def stats(self) -> dict[str, object]:
+        found = super().stats()
+        tiers = found["tiers"]
+        assert isinstance(tiers, dict)
+        tiers["disk"] = {"num_bytes": self.memory.num_bytes, "capacity_bytes": self.memory.disk_bytes}
+        with self._lock:
+            num_read = self._counts["num_read_disk"]
+        writer = self.writer.stats() if self.writer else None
+        found["num_chunks"] = self.memory.manifest.num_with_kv + (len(self.writer.pending_records()) if self.writer else 0)
+        return {**found, "num_read_disk": num_read, "writer": writer, "notices": list(self.memory.notices)}
+
+    def check_integrity(self) -> None:
+        super().check_integrity()
+        with self._lock:
+            assert not self._absent & set(self._tiers.entries), "a damaged chunk is in a cache"
+            number = self.memory.manifest.number("next_segment")
+            assert all(segment < number for segment in self.memory.manifest.segments()), "a segment has a number to come"
+
+    def close(self) -> None:
+        if self.writer is not None:
+            self.writer.close()
+        super().close()
+        self.memory.close()
+
+    def _pending(self, chunk_id: int) -> ChunkKV | None:
+        return self.writer.pending(chunk_id) if self.writer else None
+
+    def _read(self, chunk_id: int) -> tuple[ChunkKV, Stored] | None:
+        if chunk_id in self._tiers.entries:
+            return super()._read(chunk_id)
+        waiting = self._pending(chunk_id)
+        if waiting is not None:
+            return waiting.to(self.device), waiting
+        try:
+            packet = self.memory.packet(chunk_id)
+            return decoded(packet, self.device), packet
+        except KeyError:
+            return None
+        except MemoryBankError as error:
+            self._report_damage(chunk_id, str(error))
+            return None
+
+    def _report_damage(self, chunk_id: int, words: str) -> None:
+        logger.warning("%s", words)
+        self.damaged.append(chunk_id)
+        self._absent.add(chunk_id)
+        try:
+            row = self.memory.manifest.row(chunk_id)
+        except MemoryBankError:
+            return  # Not even its time can be trusted.
+        if row is not None:
+            self.gaps = add_span(self.gaps, (row.start_seconds, row.end_seconds))
+
+    def _promote_unless_pinned(self, chunk: ChunkKV, item: Stored, requested: Sequence[int]) -> None:
+        if chunk.chunk_id in self._tiers.entries:
+            super()._promote_unless_pinned(chunk, item, requested)
+        elif self._pins[chunk.chunk_id] == requested.count(chunk.chunk_id):
+            if isinstance(item, ChunkKV):
+                self._tiers.put(chunk)
+            else:
+                self._tiers.admit(chunk, item)
+
+    def _record_drop(self, chunk_id: int, entry: Entry) -> None:
+        if self._pending(chunk_id) is None and not self.memory.manifest.holds(chunk_id):
+            super()._record_drop(chunk_id, entry)
+
+
+def bare_record(chunk: ChunkKV) -> ChunkRecord:
+    """A record for a chunk of which nothing else is known."""
+    keep = np.ones((0, 0, 0), dtype=bool)
+    start, end = chunk.start_seconds, chunk.end_seconds
+    return ChunkRecord(chunk.chunk_id, start, end, end, chunk.num_tokens, keep, b"")

@@ -1,0 +1,223 @@
+"""Stored memories from outside: which there are, what they hold, whether it is whole; copies, tables, deletion."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import shutil
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TextIO
+
+from data.errors import MemoryBankError
+from memory.files import PRIVATE_FILE, locked, make_private
+from memory.identity import Identity
+from memory.manifest import MANIFEST
+from memory.opening import LOCK, NEW_MANIFEST, is_memory, open_memory
+from memory.rows import Gap, Sitting
+from memory.segment_file import segment_path
+from memory.stored import StoredMemory
+
+OWN_FILES = (LOCK, MANIFEST, f"{MANIFEST}-wal", f"{MANIFEST}-shm")
+OWN_PATTERNS = ("segment-*.safetensors", "segment-*.part", "vectors-*.f32", "vectors-*.part", f"{NEW_MANIFEST}*")
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a memory holds. Times in seconds of its stream; `unix` times are wall-clock time."""
+
+    folder: Path
+    identity: Identity
+    format_version: int
+    num_chunks: int
+    num_stored: int
+    num_seen_tokens: int
+    num_kept_tokens: int
+    start_seconds: float
+    end_seconds: float
+    first_stored_unix: float
+    last_stored_unix: float
+    num_bytes: int
+    num_segments: int
+    gaps: list[Gap]
+    sittings: list[Sitting]
+
+
+@dataclass
+class Verdict:
+    """Whether a memory is whole. damaged: what is wrong with a chunk that cannot be read. foreign: files of somebody else."""
+
+    num_chunks: int = 0
+    num_good: int = 0
+    num_without_kv: int = 0
+    damaged: dict[int, str] = field(default_factory=dict)
+    missing: list[str] = field(default_factory=list)
+    foreign: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def whole(self) -> bool:
+        return not (self.damaged or self.missing or self.problems)
+
+
+def memories(folder: Path) -> list[Path]:
+    """The memories in a folder: itself, or those in the folders below it, by name. MemoryBankError if it cannot be listed."""
+    if is_memory(folder):
+        return [folder]
+    try:
+        return sorted(path for path in folder.iterdir() if path.is_dir() and is_memory(path))
+    except OSError as error:
+        raise MemoryBankError(f"{folder} cannot be listed: {error.strerror}; give a folder of memories") from error
+
+
+def describe(folder: Path) -> Description:
+    """What a memory holds; it reads every row of the manifest, but no KV."""
+    memory = open_memory(folder)
+    try:
+        manifest = memory.manifest
+        totals = manifest.totals()
+        return Description(
+            folder,
+            memory.identity,
+            manifest.number("format_version"),
+            int(totals["num_chunks"]),
+            int(totals["num_stored"]),
+            int(totals["num_seen_tokens"]),
+            int(totals["num_kept_tokens"]),
+            totals["start"],
+            totals["end"],
+            totals["first"],
+            totals["last"],
+            memory.num_bytes,
+            memory.num_segments,
+            manifest.gaps(),
+            manifest.sittings(),
+        )
+    finally:
+        memory.close()
+
+
+def verify(folder: Path) -> Verdict:
+    """Read everything and check it. MemoryBankError if the memory cannot be opened at all."""
+    memory = open_memory(folder)
+    try:
+        verdict = Verdict()
+        verdict.problems += memory.manifest.check()
+        named = [segment_path(folder, number).name for number in memory.segments]
+        verdict.missing = [name for name in named if not (folder / name).exists()]
+        verdict.foreign = sorted(p.name for p in folder.iterdir() if not _is_own(p))
+        for chunk_id in memory.manifest.ids_of_all():
+            verdict.num_chunks += 1
+            wrong = _wrong(memory, chunk_id)
+            if wrong is None:
+                verdict.num_without_kv += 1
+            elif wrong:
+                verdict.damaged[chunk_id] = wrong
+            else:
+                verdict.num_good += 1
+        num_vectors = sum(len(block) for block in memory.vectors.blocks())
+        if num_vectors < memory.vectors.num_records:
+            lost = memory.vectors.num_records - num_vectors
+            verdict.problems.append(f"{lost} index vectors are damaged; they are made again from the chunks when needed")
+        return verdict
+    finally:
+        memory.close()
+
+
+def export_table(folder: Path, out: Path) -> int:
+    """Times, tokens, drop ratios and thumbnails as JSON lines. Returns the number of chunks."""
+    memory = open_memory(folder)
+    try:
+        num = 0
+        with _private(out) as file:
+            for chunk_id in memory.manifest.ids_of_all():
+                try:
+                    row = memory.manifest.row(chunk_id)
+                except MemoryBankError as error:
+                    file.write(json.dumps({"chunk_id": chunk_id, "error": str(error)}) + "\n")
+                    continue
+                if row is None:
+                    continue
+                record = row.record
+                line = {
+                    "chunk_id": row.chunk_id,
+                    "start_seconds": row.start_seconds,
+                    "end_seconds": row.end_seconds,
+                    "num_seen_tokens": row.num_seen_tokens,
+                    "num_kept_tokens": row.num_kept_tokens,
+                    "drop_ratio": record.drop_ratio,
+                    "stored_unix": row.stored_unix,
+                    "has_kv": row.segment is not None,
+                    "thumbnail_jpeg_base64": base64.b64encode(row.thumbnail).decode(),
+                }
+                file.write(json.dumps(line) + "\n")
+                num += 1
+            for gap in memory.manifest.gaps():
+                file.write(json.dumps({"gap": asdict(gap)}) + "\n")
+        return num
+    finally:
+        memory.close()
+
+
+def export_copy(folder: Path, out: Path) -> int:
+    """A copy of the memory as it is between two commits, private too. Returns its size in bytes. MemoryBankError if it is being
+    written, or `out` is not new or empty."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise MemoryBankError(f"{out} is not empty; choose a new folder")
+    memory = open_memory(folder, write=True)
+    memory.close()
+    make_private(out)
+    try:
+        with locked(folder / LOCK):
+            for path in sorted(folder.iterdir()):
+                # The manifest last: what it names is there then.
+                if _is_own(path) and path.name not in (LOCK, MANIFEST):
+                    shutil.copyfile(path, out / path.name)
+                    (out / path.name).chmod(PRIVATE_FILE)
+            shutil.copyfile(folder / MANIFEST, out / MANIFEST)
+            (out / MANIFEST).chmod(PRIVATE_FILE)
+    except OSError as error:
+        raise MemoryBankError(f"{out} cannot be written: {error.strerror}; choose another folder") from error
+    return sum(path.stat().st_size for path in out.iterdir())
+
+
+def delete(folder: Path) -> list[str]:
+    """Delete a memory. Returns the names of foreign files, which stay. MemoryBankError if it is being written."""
+    if not is_memory(folder):
+        raise MemoryBankError(f"{folder} holds no memory; nothing was deleted")
+    with locked(folder / LOCK):
+        # The manifest first: a deletion that is interrupted leaves no memory that names what is gone.
+        own = sorted((path for path in folder.iterdir() if _is_own(path)), key=lambda path: path.name != MANIFEST)
+        try:
+            for path in own:
+                path.unlink(missing_ok=True)
+        except OSError as error:
+            raise MemoryBankError(f"{folder} cannot be deleted: {error.strerror}") from error
+    foreign = sorted(path.name for path in folder.iterdir())
+    if not foreign:
+        folder.rmdir()
+    return foreign
+
+
+def _wrong(memory: StoredMemory, chunk_id: int) -> str | None:
+    """Why a chunk cannot be read; "" if it can be, None if its KV was let go."""
+    try:
+        row = memory.manifest.row(chunk_id)
+        if row is None or row.segment is None:
+            return None
+        memory.get(chunk_id)
+    except (MemoryBankError, KeyError) as error:
+        return str(error)
+    return ""
+
+
+def _is_own(path: Path) -> bool:
+    return path.name in OWN_FILES or any(path.match(pattern) for pattern in OWN_PATTERNS)
+
+
+def _private(out: Path) -> TextIO:
+    try:
+        return os.fdopen(os.open(out, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, PRIVATE_FILE), "w")
+    except OSError as error:
+        raise MemoryBankError(f"{out} cannot be written: {error.strerror}; choose another file") from error

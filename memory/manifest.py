@@ -1,0 +1,245 @@
+"""The manifest: what a memory folder holds, in SQLite (WAL). It never names what is not on disk.
+
+One writer, many readers, also from other processes; a reader sees what has been committed and nothing else.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import time
+import zlib
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import astuple
+from pathlib import Path
+
+from data.errors import MemoryBankError
+from memory.database import UNREADABLE, Database
+from memory.files import PRIVATE_FILE
+from memory.identity import FORMAT_VERSION, Identity
+from memory.migrations import MIGRATIONS, Migration, path_of
+from memory.rows import CHUNK_COLUMNS, PICTURE_COLUMNS, ROW_COLUMNS, ChunkRow, Gap, Sitting, TimelineMoment
+
+MANIFEST = "manifest.sqlite"
+SCHEMA = f"""
+CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL, crc32 INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE segments (segment INTEGER PRIMARY KEY, num_bytes INTEGER NOT NULL, merged INTEGER NOT NULL);
+CREATE TABLE chunks (
+  chunk_id INTEGER PRIMARY KEY, {", ".join(CHUNK_COLUMNS[1:])},
+  drop_ratio REAL GENERATED ALWAYS AS (1.0 - num_kept_tokens * 1.0 / max(num_seen_tokens, 1)) VIRTUAL);
+CREATE TABLE pictures (chunk_id INTEGER PRIMARY KEY, {", ".join(PICTURE_COLUMNS[1:])});
+CREATE VIEW whole_rows AS SELECT {", ".join(ROW_COLUMNS)} FROM chunks LEFT JOIN pictures USING (chunk_id);
+CREATE INDEX chunks_of_segment ON chunks (segment);
+CREATE INDEX chunks_with_kv ON chunks (chunk_id) WHERE segment NOT NULL;
+CREATE INDEX chunks_by_time ON chunks (last_pts_seconds);
+CREATE TABLE gaps (start_seconds REAL, end_seconds REAL, reason TEXT, pause_seconds REAL);
+CREATE TABLE sittings (start_seconds REAL, offset_seconds REAL, source TEXT, source_key TEXT, started_unix REAL);
+CREATE TABLE unwanted (file TEXT PRIMARY KEY) WITHOUT ROWID;
+"""
+"""unwanted: files that are no longer named and are to be deleted, in case a crash comes in between."""
+
+
+class Manifest(Database):
+    """One folder's manifest. Thread-safe. All errors are MemoryBankError, in one line."""
+
+    def __init__(self, folder: Path, write: bool, name: str = MANIFEST) -> None:
+        super().__init__(folder, folder / name, write)
+
+    @classmethod
+    def create(cls, folder: Path, identity: Identity, vectors: str, name: str = MANIFEST) -> Manifest:
+        """The manifest of a new memory. vectors: the file of its index vectors. OSError if it cannot be made."""
+        os.close(os.open(folder / name, os.O_RDWR | os.O_CREAT | os.O_EXCL, PRIVATE_FILE))
+        manifest = cls(folder, write=True, name=name)
+        with manifest.changing() as db:
+            for statement in SCHEMA.strip().split(";\n"):
+                db.execute(statement)
+            meta = {"format_version": FORMAT_VERSION, "identity": identity.to_json(), "created_unix": time.time()}
+            counts = {"next_segment": 0, "vectors": vectors, "num_vectors": 0, "forgetting": 0}
+            for key, value in {**meta, **counts}.items():
+                manifest.set_meta(db, key, value)
+        return manifest
+
+    def migrate(self, migrations: Mapping[int, Migration] = MIGRATIONS, target: int = FORMAT_VERSION) -> None:
+        """Bring an older manifest to `target`. MemoryBankError for a newer one, or an older one without a way."""
+        version = self.number("format_version")
+        if version == target:
+            return
+        steps = path_of(version, target, migrations)
+        if version > target or steps is None:
+            found = "newer than" if version > target else "too old for"
+            raise MemoryBankError(
+                f"the memory {self.folder} has format version {version}, which is {found} this program's ({target});"
+                " open it with the program that wrote it"
+            )
+        if not self.write:
+            raise MemoryBankError(
+                f"the memory {self.folder} has format version {version} and must be brought to {target} first;"
+                f" run python -m vstream memory verify {self.folder}"
+            )
+        with self.changing() as db:
+            for step in steps:
+                step(db)
+            self.set_meta(db, "format_version", target)
+
+    def meta(self, name: str) -> str:
+        found = self.query("SELECT value, crc32 FROM meta WHERE name = ?", (name,))
+        if not found or found[0][1] != _crc32(name, str(found[0][0])):
+            raise MemoryBankError(f"the manifest of {self.folder} is damaged: it has no right {name}; {UNREADABLE}")
+        return str(found[0][0])
+
+    def number(self, name: str) -> int:
+        return int(self.meta(name))
+
+    @property
+    def identity(self) -> Identity:
+        return Identity.from_json(self.meta("identity"))
+
+    def set_meta(self, db: sqlite3.Connection, name: str, value: object) -> None:
+        db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?, ?)", (name, str(value), _crc32(name, str(value))))
+
+    def add_segment(self, db: sqlite3.Connection, segment: int, num_bytes: int, merged: bool) -> None:
+        db.execute("INSERT INTO segments VALUES (?, ?, ?)", (segment, num_bytes, merged))
+        self.set_meta(db, "next_segment", segment + 1)
+
+    def put_rows(self, db: sqlite3.Connection, rows: Sequence[ChunkRow], pictures: bool = True) -> None:
+        """Add rows, or put them in the place of those with the same ids; with or without their pictures."""
+        tables = {"chunks": (CHUNK_COLUMNS, [row.columns() for row in rows])}
+        if pictures:
+            tables["pictures"] = (PICTURE_COLUMNS, [row.picture_columns() for row in rows])
+        for table, (names, values) in tables.items():
+            marks = ", ".join("?" * len(names))
+            db.executemany(f"INSERT OR REPLACE INTO {table} ({', '.join(names)}) VALUES ({marks})", values)
+
+    def remove_rows(self, db: sqlite3.Connection, chunk_ids: Collection[int]) -> None:
+        for table in ("chunks", "pictures"):
+            db.executemany(f"DELETE FROM {table} WHERE chunk_id = ?", [(chunk_id,) for chunk_id in chunk_ids])
+
+    def name_vectors(self, db: sqlite3.Connection, file: str, num_vectors: int, old_file: str) -> None:
+        """From now on the vectors are in another file."""
+        self.add_unwanted(db, [old_file])
+        self.set_meta(db, "vectors", file)
+        self.set_meta(db, "num_vectors", num_vectors)
+
+    def unname_kv(self, db: sqlite3.Connection, segment: int) -> None:
+        """No row, not even a damaged one, points into a segment any more."""
+        db.execute("UPDATE chunks SET segment = NULL WHERE segment = ?", (segment,))
+
+    def remove_oldest_without_kv(self, db: sqlite3.Connection, num: int) -> None:
+        oldest = "SELECT chunk_id FROM chunks WHERE segment IS NULL ORDER BY chunk_id LIMIT ?"
+        self.remove_rows(db, [row[0] for row in db.execute(oldest, (num,)).fetchall()])
+
+    def remove_segments(self, db: sqlite3.Connection, segments: Collection[int], files: Collection[str]) -> None:
+        db.executemany("DELETE FROM segments WHERE segment = ?", [(segment,) for segment in segments])
+        self.add_unwanted(db, files)
+
+    def add_unwanted(self, db: sqlite3.Connection, files: Collection[str]) -> None:
+        db.executemany("INSERT OR IGNORE INTO unwanted VALUES (?)", [(file,) for file in files])
+
+    def add_gaps(self, db: sqlite3.Connection, gaps: Sequence[Gap]) -> None:
+        db.executemany("INSERT INTO gaps VALUES (?, ?, ?, ?)", [astuple(gap) for gap in gaps])
+
+    def add_sitting(self, db: sqlite3.Connection, sitting: Sitting) -> None:
+        db.execute("INSERT INTO sittings VALUES (?, ?, ?, ?, ?)", astuple(sitting))
+
+    def row(self, chunk_id: int) -> ChunkRow | None:
+        """One chunk's row. MemoryBankError if it is not as it was written."""
+        found = self.query("SELECT * FROM whole_rows WHERE chunk_id = ?", (int(chunk_id),))
+        return ChunkRow.from_columns(found[0]) if found else None
+
+    def rows(self, where: str, values: tuple = ()) -> Iterator[ChunkRow | MemoryBankError]:
+        """The rows that `where` (SQL after the table's name) chooses; a damaged one as the error that it raises."""
+        for columns in self.query(f"SELECT * FROM whole_rows {where}", values):
+            try:
+                yield ChunkRow.from_columns(columns)
+            except MemoryBankError as error:
+                yield error
+
+    def newest(self, until_pts_seconds: float, window_seconds: float) -> list[ChunkRow | MemoryBankError]:
+        """The rows of the chunks whose last frame came by a time, back to one window before the newest."""
+        found = self.query(
+            "SELECT last_pts_seconds FROM chunks WHERE last_pts_seconds <= ? ORDER BY last_pts_seconds DESC LIMIT 1",
+            (until_pts_seconds,),
+        )
+        if not found:
+            return []
+        # A chunk that starts in the window has its last frame there, too.
+        span = (found[0][0] - window_seconds - 1e-3, until_pts_seconds)
+        where = "WHERE last_pts_seconds BETWEEN ? AND ? ORDER BY last_pts_seconds DESC"
+        return list(self.rows(where, span))
+
+    def ids(self) -> list[int]:
+        """Ids of the chunks whose KV is stored, in stream order."""
+        return [row[0] for row in self.query("SELECT chunk_id FROM chunks WHERE segment NOT NULL ORDER BY chunk_id")]
+
+    def ids_of_all(self, where: str = "", values: tuple = ()) -> list[int]:
+        """Ids of all chunks, also of those whose KV is gone, in stream order."""
+        return [row[0] for row in self.query(f"SELECT chunk_id FROM chunks {where} ORDER BY chunk_id", values)]
+
+    def holds(self, chunk_id: int) -> bool:
+        """Whether the KV of a chunk is stored."""
+        return bool(self.query("SELECT 1 FROM chunks WHERE chunk_id = ? AND segment NOT NULL", (int(chunk_id),)))
+
+    @property
+    def num_with_kv(self) -> int:
+        """How many chunks have their KV stored."""
+        return int(self.query("SELECT count(*) FROM chunks WHERE segment NOT NULL")[0][0])
+
+    def moments(self) -> list[TimelineMoment]:
+        """Every chunk as the timeline draws it."""
+        names = "chunk_id, start_seconds, end_seconds, num_seen_tokens, num_kept_tokens"
+        return [TimelineMoment(*row) for row in self.query(f"SELECT {names} FROM chunks ORDER BY chunk_id")]
+
+    def gaps(self) -> list[Gap]:
+        return [Gap(*row) for row in self.query("SELECT * FROM gaps ORDER BY start_seconds")]
+
+    def last_sitting(self) -> Sitting | None:
+        found = self.query("SELECT * FROM sittings ORDER BY rowid DESC LIMIT 1")
+        return Sitting(*found[0]) if found else None
+
+    def last_stored_unix(self) -> float:
+        """Wall-clock time at which the last chunk was stored; 0 if there is none."""
+        found = self.query("SELECT stored_unix FROM chunks ORDER BY chunk_id DESC LIMIT 1")
+        return float(found[0][0]) if found else 0.0
+
+    def sittings(self) -> list[Sitting]:
+        return [Sitting(*row) for row in self.query("SELECT * FROM sittings ORDER BY start_seconds")]
+
+    def segments(self) -> dict[int, tuple[int, bool]]:
+        """(num_bytes, merged) of every segment by its number."""
+        return {number: (num, bool(merged)) for number, num, merged in self.query("SELECT * FROM segments ORDER BY segment")}
+
+    def oldest_segment(self) -> int | None:
+        """The segment of the oldest chunk whose KV is stored."""
+        found = self.query("SELECT segment FROM chunks WHERE segment NOT NULL ORDER BY chunk_id LIMIT 1")
+        return found[0][0] if found else None
+
+    def segments_of(self, chunk_ids: Collection[int]) -> list[int]:
+        """The segments that hold these chunks."""
+        marks = ", ".join(str(int(chunk_id)) for chunk_id in chunk_ids)
+        found = self.query(f"SELECT DISTINCT segment FROM chunks WHERE segment NOT NULL AND chunk_id IN ({marks})")
+        return sorted(row[0] for row in found)
+
+    def unwanted(self) -> list[str]:
+        return [row[0] for row in self.query("SELECT file FROM unwanted")]
+
+    def num_visual_tokens(self, until_chunk_id: int) -> tuple[int, int]:
+        """Visual tokens seen and kept in all chunks up to one."""
+        sums = "coalesce(sum(num_seen_tokens), 0), coalesce(sum(num_kept_tokens), 0)"
+        ((num_seen, num_kept),) = self.query(f"SELECT {sums} FROM chunks WHERE chunk_id <= ?", (until_chunk_id,))
+        return num_seen, num_kept
+
+    def totals(self) -> dict[str, float]:
+        """Counts, and the first and last times of stream and clock, for people: it looks at every row."""
+        names = ("num_chunks", "num_stored", "num_seen_tokens", "num_kept_tokens", "start", "end", "first", "last")
+        sums = "count(*), count(segment), sum(num_seen_tokens), sum(num_kept_tokens)"
+        times = "min(start_seconds), max(end_seconds), min(stored_unix), max(stored_unix)"
+        (row,) = self.query(f"SELECT {sums}, {times} FROM chunks")
+        return {name: value or 0 for name, value in zip(names, row, strict=True)}
+
+    def check(self) -> list[str]:
+        """What SQLite itself finds wrong with the file; empty if nothing."""
+        return [row[0] for row in self.query("PRAGMA quick_check") if row[0] != "ok"]
+
+
+def _crc32(name: str, value: str) -> int:
+    return zlib.crc32(f"{name}={value}".encode())

@@ -1,0 +1,136 @@
+"""Opening a memory folder: what is made, what is checked, and what a crash left behind and is mended."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+
+from data.errors import ConfigError, MemoryBankError
+from memory.files import Fault, locked, make_private, no_fault, sync_folder, write_whole
+from memory.identity import FORMAT_VERSION, Identity
+from memory.manifest import MANIFEST, Manifest
+from memory.migrations import MIGRATIONS, Migration
+from memory.segment_file import segment_path
+from memory.stored import SEGMENT_BYTES, StoredMemory
+from memory.upkeep import delete_unwanted, finish_forgetting
+from memory.vectors import generation_of
+
+logger = logging.getLogger(__name__)
+
+LOCK = "lock"
+FIRST_VECTORS = "vectors-0000.f32"
+NEW_MANIFEST = "manifest.new"
+UNLIMITED_BYTES = 2**62
+
+
+def open_memory(
+    folder: Path,
+    identity: Identity | None = None,
+    *,
+    write: bool = False,
+    disk_bytes: int = UNLIMITED_BYTES,
+    codec: str = "native",
+    segment_bytes: int = SEGMENT_BYTES,
+    fault: Fault = no_fault,
+    migrations: Mapping[int, Migration] = MIGRATIONS,
+    version: int = FORMAT_VERSION,
+) -> StoredMemory:
+    """The memory in `folder`. With `write` and an identity, a folder that is empty or missing becomes a new one.
+
+    Takes the same time however much there is in it. MemoryBankError, in one line, for a folder that holds no memory, one of
+    another model or other settings, one of a newer format, one that somebody else is writing, or one that cannot be used.
+    """
+    if disk_bytes < 1:
+        raise ConfigError(f"disk_bytes is {disk_bytes}, which leaves a memory no room; give more, or no folder for a memory")
+    with ExitStack() as lock:
+        if write:
+            if identity is None or is_memory(folder):
+                _check_there(folder)
+            else:
+                _check_empty(folder)
+            make_private(folder)
+            lock.enter_context(locked(folder / LOCK))
+            if not is_memory(folder) and identity is not None:
+                _create(folder, identity, fault)
+        else:
+            _check_there(folder)
+        manifest = Manifest(folder, write=write)
+        lock.callback(manifest.close)
+        manifest.migrate(migrations, version)
+        if identity is not None:
+            manifest.identity.check(identity, folder)
+        memory = StoredMemory(folder, manifest, disk_bytes=disk_bytes, codec=codec, segment_bytes=segment_bytes, fault=fault)
+        if write:
+            _mend(memory)
+        memory.closing = lock.pop_all()
+    return memory
+
+
+def is_memory(folder: Path) -> bool:
+    """Whether a folder holds a memory."""
+    return (folder / MANIFEST).is_file()
+
+
+def _check_there(folder: Path) -> None:
+    if is_memory(folder):
+        return
+    if not folder.is_dir():
+        raise MemoryBankError(f"there is no memory at {folder}; give the folder of one")
+    if any(folder.glob("segment-*.safetensors")):
+        raise MemoryBankError(f"{folder} holds segments but no {MANIFEST}: it was copied by half; copy the whole folder again")
+    raise MemoryBankError(f"{folder} holds no memory; give the folder of one")
+
+
+def _check_empty(folder: Path) -> None:
+    """A new memory goes into a folder of its own. What a crash left of making it may be there."""
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise MemoryBankError(f"memory folder {folder} is a file; choose another folder")
+    left = (LOCK, FIRST_VECTORS, Path(FIRST_VECTORS).with_suffix(".part").name)
+    foreign = [p.name for p in folder.iterdir() if p.name not in left and not p.name.startswith(NEW_MANIFEST)]
+    if any(name.startswith("segment-") for name in foreign):
+        _check_there(folder)
+    if foreign:
+        raise MemoryBankError(f"{folder} holds other files ({sorted(foreign)[0]}) and no memory; choose a new or empty folder")
+
+
+def _create(folder: Path, identity: Identity, fault: Fault) -> None:
+    """Made under another name, so that a manifest with the right name is a whole one."""
+    try:
+        for leftover in folder.glob(f"{NEW_MANIFEST}*"):
+            leftover.unlink()
+        write_whole(folder / FIRST_VECTORS, b"", fault, "vectors")
+        Manifest.create(folder, identity, FIRST_VECTORS, NEW_MANIFEST).close()
+        fault("manifest.made")
+        (folder / NEW_MANIFEST).rename(folder / MANIFEST)
+        sync_folder(folder)
+        fault("manifest.renamed")
+    except OSError as error:
+        raise MemoryBankError(
+            f"memory folder {folder} cannot be written: {error.strerror}; free some space or choose another folder"
+        ) from error
+
+
+def _mend(memory: StoredMemory) -> None:
+    """Drop what a crash left behind the last commit. Its names are known, so nothing has to be searched."""
+    torn = memory.vectors.cut()
+    number = memory.manifest.number("next_segment")
+    segment, vectors = segment_path(memory.folder, number), memory.vectors.path
+    following = vectors.with_name(f"vectors-{generation_of(vectors) + 1:04d}.f32")
+    for path in (segment, following):
+        for left in (path, path.with_suffix(".part")):
+            if left.exists():
+                torn += left.stat().st_size
+                left.unlink()
+    if torn:
+        memory.notices.append(f"a torn tail of {torn} bytes, which was never committed, was dropped")
+    if memory.manifest.number("forgetting"):
+        finish_forgetting(memory)
+        memory.notices.append("an interrupted forgetting was finished")
+    else:
+        delete_unwanted(memory)
+    for notice in memory.notices:
+        logger.warning("%s: %s", memory.folder, notice)

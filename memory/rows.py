@@ -1,0 +1,141 @@
+"""The rows of a manifest as values, each with a checksum over all of it: SQLite itself does not notice a flipped bit."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from dataclasses import astuple, dataclass, fields
+
+from data.errors import MemoryBankError
+from memory.layout import PackedChunk
+from memory.records import ChunkRecord, mask_from_bytes, mask_to_bytes
+from memory.segment_file import Place
+
+
+@dataclass(frozen=True)
+class ChunkRow:
+    """One chunk. segment None: its KV is gone, and only time, drop ratio, mask and thumbnail are left.
+
+    keep: see `mask_to_bytes`. layout, crc32: see `memory.layout`; the layout names the codec. stored_unix: wall-clock time.
+    """
+
+    chunk_id: int
+    start_seconds: float
+    end_seconds: float
+    last_pts_seconds: float
+    num_tokens: int
+    num_seen_tokens: int
+    num_kept_tokens: int
+    keep: bytes
+    thumbnail: bytes
+    segment: int | None
+    offset: int
+    num_bytes: int
+    layout: str
+    crc32: int
+    stored_unix: float
+
+    @classmethod
+    def of(cls, record: ChunkRecord, segment: int, place: Place, packed: PackedChunk, stored_unix: float) -> ChunkRow:
+        return cls(
+            record.chunk_id,
+            float(record.start_seconds),
+            float(record.end_seconds),
+            float(record.last_pts_seconds),
+            record.num_tokens,
+            record.num_seen_tokens,
+            record.num_kept_tokens,
+            mask_to_bytes(record.keep),
+            record.thumbnail,
+            segment,
+            place.offset,
+            place.num_bytes,
+            packed.layout,
+            packed.crc32,
+            stored_unix,
+        )
+
+    @property
+    def place(self) -> Place:
+        return Place(self.offset, self.num_bytes)
+
+    @property
+    def record(self) -> ChunkRecord:
+        return ChunkRecord(
+            self.chunk_id,
+            self.start_seconds,
+            self.end_seconds,
+            self.last_pts_seconds,
+            self.num_tokens,
+            mask_from_bytes(self.keep),
+            self.thumbnail,
+        )
+
+    @property
+    def checksum(self) -> int:
+        plain = [value for value in astuple(self) if not isinstance(value, bytes)]
+        return zlib.crc32(self.thumbnail, zlib.crc32(self.keep, zlib.crc32(json.dumps(plain).encode())))
+
+    def columns(self) -> tuple[object, ...]:
+        """The values of CHUNK_COLUMNS."""
+        return (*(getattr(self, name) for name in CHUNK_COLUMNS[:-1]), self.checksum)
+
+    def picture_columns(self) -> tuple[object, ...]:
+        """The values of PICTURE_COLUMNS."""
+        return (self.chunk_id, self.keep, self.thumbnail)
+
+    @classmethod
+    def from_columns(cls, values: tuple) -> ChunkRow:
+        """MemoryBankError if the row is not as it was written."""
+        row = cls(*values[:-1])
+        if not row._is_typed() or row.checksum != values[-1]:
+            raise MemoryBankError(f"the manifest's row of chunk {row.chunk_id!r} is damaged; the chunk is left out")
+        return row
+
+    def _is_typed(self) -> bool:
+        """A flipped type byte makes SQLite return another type, which the checksum could not even be taken of."""
+        return isinstance(self.keep, bytes) and isinstance(self.thumbnail, bytes) and isinstance(self.layout, str)
+
+
+PICTURE_COLUMNS = ("chunk_id", "keep", "thumbnail")
+"""In a table of their own, so that whoever looks through all chunks need not read their pictures."""
+ROW_COLUMNS = (*(field.name for field in fields(ChunkRow)), "row_crc32")
+CHUNK_COLUMNS = tuple(name for name in ROW_COLUMNS if name not in PICTURE_COLUMNS[1:])
+
+
+@dataclass(frozen=True)
+class TimelineMoment:
+    """A chunk as the timeline draws it. Plain, since there may be a hundred thousand."""
+
+    chunk_id: int
+    start_seconds: float
+    end_seconds: float
+    num_seen_tokens: int
+    num_kept_tokens: int
+
+
+@dataclass(frozen=True)
+class Gap:
+    """A span of the stream without KV, and why: paused, forgotten, dropped, damaged, not written.
+
+    pause_seconds: wall-clock time between two sittings, for reason "paused".
+    """
+
+    start_seconds: float
+    end_seconds: float
+    reason: str
+    pause_seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Sitting:
+    """One stretch of watching. offset_seconds: what was added to the source's own pts. source: a label that is safe to show.
+
+    source_key: tells recorded sources apart, so that one of them can be continued; empty for live ones.
+    """
+
+    start_seconds: float
+    offset_seconds: float
+    source: str
+    source_key: str
+    started_unix: float

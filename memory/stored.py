@@ -1,0 +1,178 @@
+"""A memory folder: manifest, segments and index vectors as one thing that is whole at any moment, also after a crash.
+
+Order of a commit: vectors appended and synced, segment written under a temporary name, synced, renamed, folder synced, then
+the rows. What a crash leaves behind the last committed row is a torn tail: it is dropped when the folder is opened.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from data.errors import MemoryBankError
+from memory.codecs import create_codec, decoded
+from memory.codecs.native import Native
+from memory.files import Fault, no_fault
+from memory.layout import PackedChunk, Packet, pack, unpack
+from memory.manifest import Manifest
+from memory.records import ChunkRecord
+from memory.rows import ChunkRow, Gap, Sitting
+from memory.segment_file import read_block, segment_path, write_segment
+from memory.upkeep import keep_quota
+from memory.vectors import Summaries, VectorFile
+from model_adapters.base import ChunkKV
+
+logger = logging.getLogger(__name__)
+
+SEGMENT_BYTES = 16 * 2**20
+
+
+@dataclass(frozen=True)
+class Pending:
+    """A chunk that waits to be committed. The chunk's tensors may live on any device."""
+
+    chunk: ChunkKV
+    record: ChunkRecord
+
+
+class StoredMemory:
+    """Made by `memory.opening`. Reads from any thread; changes one at a time. Errors are MemoryBankError.
+
+    disk_bytes: quota over segments, vectors and manifest; beyond it the KV of the oldest segments goes, which leaves a gap.
+    notices: what was found and mended when it was opened, in words.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        manifest: Manifest,
+        *,
+        disk_bytes: int,
+        codec: str = "native",
+        segment_bytes: int = SEGMENT_BYTES,
+        fault: Fault = no_fault,
+    ) -> None:
+        self.folder = folder
+        self.codec = create_codec(codec)
+        self.manifest = manifest
+        self.disk_bytes = disk_bytes
+        self.segment_bytes = min(segment_bytes, max(1, disk_bytes // 8))
+        self.fault = fault
+        self.notices: list[str] = []
+        self.on_drop: Callable[[list[int]], None] = lambda chunk_ids: None
+        """Hears of chunks whose KV had to go for the quota."""
+        self.lock = threading.RLock()
+        self.closing = ExitStack()
+        self.identity = manifest.identity
+        self.vectors = self.vectors_of(manifest.meta("vectors"), manifest.number("num_vectors"))
+        self.segments = manifest.segments()
+        self.num_dead_vectors = 0
+        """Vectors of chunks whose KV went since the memory was opened."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all files that the manifest names, and of its own rows; not of the few MiB that SQLite logs beside it."""
+        return sum(num for num, _ in self.segments.values()) + self.vectors.num_bytes + self.manifest.num_bytes
+
+    @property
+    def num_segments(self) -> int:
+        return len(self.segments)
+
+    def commit(self, batch: Sequence[Pending], gaps: Sequence[Gap] = ()) -> None:
+        """Make chunks durable, all or none of them."""
+        packed = {one.chunk.chunk_id: pack(self._encoded(one.chunk)) for one in batch}
+        with self.lock, self.said():
+            keep_quota(self, sum(p.data.numel() + len(p.layout) for p in packed.values()))
+            self.vectors.append(Summaries.of([one.chunk for one in batch]), self.fault)
+            number, num_bytes, rows = self._written(packed, {one.chunk.chunk_id: one.record for one in batch})
+            num_vectors = self.vectors.num_records + len(batch)
+            with self.manifest.changing() as db:
+                self.fault("rows.begun")
+                self.manifest.add_segment(db, number, num_bytes, merged=False)
+                self.manifest.put_rows(db, rows)
+                self.manifest.add_gaps(db, gaps)
+                self.manifest.set_meta(db, "num_vectors", num_vectors)
+                self.fault("rows.written")
+            self.fault("rows.committed")
+            self.vectors.num_records = num_vectors
+            self.segments[number] = (num_bytes, False)
+
+    def get(self, chunk_id: int) -> ChunkKV:
+        """One chunk on the CPU, verified. KeyError if its KV is not stored, MemoryBankError if it is damaged."""
+        return decoded(self.packet(chunk_id))
+
+    def packet(self, chunk_id: int) -> Packet:
+        """One chunk as it is stored, verified. Errors as in `get`."""
+        row = self.manifest.row(chunk_id)
+        while True:
+            if row is None or row.segment is None:
+                raise KeyError(chunk_id)
+            path = segment_path(self.folder, row.segment)
+            try:
+                return unpack(row.layout, read_block(path, row.place), row.crc32)
+            except MemoryBankError as error:
+                # A merge may have moved it between the two reads.
+                before, row = row.segment, self.manifest.row(chunk_id)
+                if row is None or row.segment == before:
+                    raise MemoryBankError(f"{path.name}: chunk {chunk_id} is damaged: {error}; it is left out") from error
+
+    def summaries(self) -> Iterator[Summaries]:
+        """What a retriever needs of every stored chunk, in blocks. A vector that is damaged is made again from its chunk."""
+        wanted = np.array(self.manifest.ids(), dtype=np.int64)
+        found: list[np.ndarray] = []
+        for block in self.vectors.blocks():
+            block = block.only(np.isin(block.chunk_ids, wanted))
+            found.append(block.chunk_ids)
+            yield block
+        missing = np.setdiff1d(wanted, np.concatenate(found)) if found else wanted
+        for chunk_id in missing.tolist():
+            try:
+                yield Summaries.of([self.get(chunk_id)])
+            except (MemoryBankError, KeyError) as error:
+                self.notices.append(f"chunk {chunk_id} cannot be found by questions: {error}")
+
+    def begin_sitting(self, sitting: Sitting, gaps: Sequence[Gap]) -> None:
+        with self.lock, self.said(), self.manifest.changing() as db:
+            self.manifest.add_sitting(db, sitting)
+            self.manifest.add_gaps(db, gaps)
+
+    @contextmanager
+    def said(self) -> Iterator[None]:
+        """Errors of the file system as one line; nothing half done is left behind."""
+        try:
+            yield
+        except OSError as error:
+            raise MemoryBankError(
+                f"memory folder {self.folder} cannot be written: {error.strerror or error};"
+                " free some space or choose another folder"
+            ) from error
+
+    def close(self) -> None:
+        """Idempotent. Lets another writer in."""
+        with self.lock:
+            self.closing.close()
+
+    def _encoded(self, chunk: ChunkKV) -> Packet:
+        try:
+            return self.codec.encode(chunk)
+        except MemoryBankError as error:
+            logger.warning("%s; it is kept as it is", error)
+            return Native().encode(chunk)
+
+    def _written(self, packed: dict[int, PackedChunk], records: dict[int, ChunkRecord]) -> tuple[int, int, list[ChunkRow]]:
+        number = self.manifest.number("next_segment")
+        num_bytes, places = write_segment(segment_path(self.folder, number), packed, self.fault)
+        now = time.time()
+        rows = [ChunkRow.of(records[i], number, places[i], p, now) for i, p in packed.items()]
+        return number, num_bytes, rows
+
+    def vectors_of(self, file: str, num_records: int) -> VectorFile:
+        model = self.identity.model
+        return VectorFile(self.folder / file, model["num_layers"], model["num_kv_heads"] * model["head_dim"], num_records)

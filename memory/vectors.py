@@ -1,0 +1,145 @@
+"""The index vectors of a stored memory: the mean key of every chunk, in one append-only file with a checksum per record."""
+
+from __future__ import annotations
+
+import logging
+import os
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from memory.files import Fault, no_fault, write_whole
+from model_adapters.base import ChunkKV
+
+logger = logging.getLogger(__name__)
+
+BLOCK_RECORDS = 4096
+"""Records that are read at a time: the file may be larger than RAM allows."""
+
+
+def mean_key(chunk: ChunkKV) -> torch.Tensor:
+    """float32 [layers, kv_heads * head_dim]: the mean un-rotated key of a chunk's tokens; zeros for a chunk without any."""
+    tokens = chunk.keys.float().permute(2, 0, 1, 3).flatten(1)
+    mean = tokens.mean(0) if len(tokens) else tokens.new_zeros(tokens.shape[1])
+    return mean.view(chunk.keys.shape[0], -1)
+
+
+@dataclass(frozen=True)
+class Summaries:
+    """What a retriever needs of stored chunks. chunk_ids: int64 [n]. spans: float64 [n, 2], seconds. num_tokens: int64 [n].
+
+    mean_keys: float32 [n, layers, kv_heads * head_dim].
+    """
+
+    chunk_ids: np.ndarray
+    spans: np.ndarray
+    num_tokens: np.ndarray
+    mean_keys: np.ndarray
+
+    @classmethod
+    def of(cls, chunks: Sequence[ChunkKV]) -> Summaries:
+        """What a file would hold of these chunks; at least one."""
+        return cls(
+            np.array([chunk.chunk_id for chunk in chunks], dtype=np.int64),
+            np.array([(chunk.start_seconds, chunk.end_seconds) for chunk in chunks]).reshape(-1, 2),
+            np.array([chunk.num_tokens for chunk in chunks], dtype=np.int64),
+            torch.stack([mean_key(chunk) for chunk in chunks]).cpu().numpy(),
+        )
+
+    def __len__(self) -> int:
+        return len(self.chunk_ids)
+
+    def only(self, wanted: np.ndarray) -> Summaries:
+        """wanted: bool [n]."""
+        return Summaries(self.chunk_ids[wanted], self.spans[wanted], self.num_tokens[wanted], self.mean_keys[wanted])
+
+
+def generation_of(path: Path) -> int:
+    """The number in the name of a file of vectors: each rewrite has the next one."""
+    return int(path.stem.partition("-")[2])
+
+
+class VectorFile:
+    """`num_records` records count; what stands behind them in the file was not committed. OSError where writing fails."""
+
+    def __init__(self, path: Path, layers: int, dim: int, num_records: int) -> None:
+        """dim: kv_heads * head_dim."""
+        self.path = path
+        self.layers = layers
+        self.num_records = num_records
+        self._record = np.dtype(
+            [
+                ("chunk_id", "<i8"),
+                ("span", "<f8", 2),
+                ("num_tokens", "<i8"),
+                ("mean_key", "<f4", (layers, dim)),
+                ("crc32", "<u4"),
+            ]
+        )
+
+    @property
+    def num_bytes(self) -> int:
+        return self.num_records * self._record.itemsize
+
+    def cut(self) -> int:
+        """Cut off what was not committed. Returns how many bytes that were."""
+        extra = self.path.stat().st_size - self.num_bytes if self.path.exists() else 0
+        if extra > 0:
+            os.truncate(self.path, self.num_bytes)
+        return max(0, extra)
+
+    def append(self, summaries: Summaries, fault: Fault = no_fault) -> None:
+        """Add records behind the committed ones, durably. They count once `num_records` says so."""
+        content = self._packed(summaries)
+        with open(self.path, "r+b", buffering=0) as file:
+            file.truncate(self.num_bytes)
+            file.seek(self.num_bytes)
+            half = len(content) // 2
+            file.write(content[:half])
+            fault("vectors.half")
+            file.write(content[half:])
+            fault("vectors.written")
+            os.fsync(file.fileno())
+        fault("vectors.synced")
+
+    def write(self, blocks: Iterator[Summaries], fault: Fault = no_fault) -> None:
+        """A whole new file of these records, which count at once."""
+        content = b"".join(self._packed(block) for block in blocks)
+        write_whole(self.path, content, fault, "vectors")
+        self.num_records = len(content) // self._record.itemsize
+
+    def blocks(self) -> Iterator[Summaries]:
+        """The committed records that are as they were written, in the order in which they were added."""
+        if not self.path.exists():
+            return
+        try:
+            with self.path.open("rb") as file:
+                left = self.num_records
+                while left > 0:
+                    content = file.read(min(left, BLOCK_RECORDS) * self._record.itemsize)
+                    records = np.frombuffer(
+                        content[: len(content) // self._record.itemsize * self._record.itemsize], self._record
+                    )
+                    if not len(records):
+                        return
+                    left -= len(records)
+                    rows = records.view(np.uint8).reshape(len(records), -1)
+                    right = np.array([zlib.crc32(row[:-4].data) for row in rows], dtype=np.uint32) == records["crc32"]
+                    yield Summaries(records["chunk_id"], records["span"], records["num_tokens"], records["mean_key"]).only(
+                        right
+                    )
+        except OSError as error:
+            # What is not read here is made again from the chunks.
+            logger.warning("%s cannot be read: %s", self.path, error.strerror)
+
+    def _packed(self, summaries: Summaries) -> bytes:
+        records = np.zeros(len(summaries), self._record)
+        records["chunk_id"], records["span"] = summaries.chunk_ids, summaries.spans
+        records["num_tokens"], records["mean_key"] = summaries.num_tokens, summaries.mean_keys
+        rows = records.view(np.uint8).reshape(len(records), -1)
+        records["crc32"] = [zlib.crc32(row[:-4].data) for row in rows]
+        return records.tobytes()

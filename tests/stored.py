@@ -1,0 +1,49 @@
+"""Small stored memories of random chunks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from test_memory_stores import chunk
+
+from memory import DurableBank, open_memory
+from memory.identity import Identity
+from memory.records import ChunkRecord
+from model_adapters.base import ChunkKV
+
+MODEL = {
+    "fingerprint": "feed",
+    "family": "random",
+    "dtype": "float32",
+    "num_layers": 2,
+    "num_kv_heads": 3,
+    "head_dim": 4,
+    "num_position_axes": 3,
+}
+"""Of the chunks of `test_memory_stores.chunk`."""
+IDENTITY = Identity("random", MODEL, {"fps": 2.0, "chunk_seconds": 0.1, "drop": "pixel"})
+
+
+def record_of(one: ChunkKV) -> ChunkRecord:
+    keep = np.random.default_rng(one.chunk_id).random((1, 3, 3)) < 0.5
+    last = one.end_seconds - 0.02
+    picture = bytes([255, 216, one.chunk_id % 256])
+    return ChunkRecord(one.chunk_id, one.start_seconds, one.end_seconds, last, one.num_tokens, keep, picture)
+
+
+def stored_bank(folder: Path, gpu_bytes: int = 0, ram_bytes: int = 0, **options: Any) -> DurableBank:
+    """Opened for writing, or with write=False for reading."""
+    write = options.pop("write", True)
+    lag = {"lag_seconds": options.pop("lag_seconds")} if "lag_seconds" in options else {}
+    memory = open_memory(folder, options.pop("identity", IDENTITY), write=write, **options)
+    return DurableBank(memory, "cpu", gpu_bytes, ram_bytes, write=write, **lag)
+
+
+def fill(bank: DurableBank, ids: range) -> None:
+    """Put random chunks and wait until they are on disk."""
+    for i in ids:
+        one = chunk(i)
+        bank.put(one, record_of(one))
+    bank.writer.flush()
