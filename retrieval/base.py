@@ -6,6 +6,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection
 from dataclasses import dataclass
 
+from data.errors import ConfigError
+from memory.vectors import Summaries
 from model_adapters.base import ChunkKV, Query
 
 
@@ -36,6 +38,10 @@ class Retriever(ABC):
     @abstractmethod
     def search(self, query: Query, top_k: int, until_seconds: float, exclude: Collection[int] = ()) -> list[Hit]:
         """At most `top_k` hits, best first, among chunks that end by `until_seconds` and are not in `exclude`."""
+
+    def restore(self, stored: Summaries) -> None:
+        """Index chunks of a stored memory, as `add` would have, without their KV. ConfigError if that needs their KV."""
+        raise ConfigError(f"{type(self).__name__} cannot search a stored memory; choose another retrieval")
 
     @property
     @abstractmethod

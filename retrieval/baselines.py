@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
+from memory.vectors import Summaries
 from model_adapters.base import ChunkKV, Query
 from retrieval.base import Hit, Retriever
 from retrieval.timeline import Timeline, evenly
@@ -20,6 +21,9 @@ class TimeOnly(Retriever):
 
     def remove(self, chunk_ids: Collection[int]) -> None:
         self.timeline.remove(chunk_ids)
+
+    def restore(self, stored: Summaries) -> None:
+        self.timeline.restore(stored)
 
     @property
     def num_bytes(self) -> int:
@@ -59,6 +63,9 @@ class NoneRetriever(Retriever):
         pass
 
     def remove(self, chunk_ids: Collection[int]) -> None:
+        pass
+
+    def restore(self, stored: Summaries) -> None:
         pass
 
     def search(self, query: Query, top_k: int, until_seconds: float, exclude: Collection[int] = ()) -> list[Hit]:

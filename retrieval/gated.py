@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
+from memory.vectors import Summaries
 from model_adapters.base import ChunkKV, Query
 from retrieval.base import Hit, Retriever
 from retrieval.gate import Gate
@@ -22,6 +23,9 @@ class Gated(Retriever):
 
     def remove(self, chunk_ids: Collection[int]) -> None:
         self.base.remove(chunk_ids)
+
+    def restore(self, stored: Summaries) -> None:
+        self.base.restore(stored)
 
     def search(self, query: Query, top_k: int, until_seconds: float, exclude: Collection[int] = ()) -> list[Hit]:
         hits = self.base.search(query, top_k, until_seconds, exclude)

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from data.errors import ConfigError
+from memory.vectors import Summaries, mean_key
 from model_adapters.base import ChunkKV, Query
 from retrieval.base import Hit, Retriever
 from retrieval.index import Index, create_index
@@ -49,13 +50,28 @@ class KeySimilarity(Retriever):
     def add(self, chunk: ChunkKV) -> None:
         self.timeline.add(chunk)
         vectors = self._vectors(chunk)
+        self._add_rows({chunk.chunk_id: len(vectors)}, vectors)
+
+    def restore(self, stored: Summaries) -> None:
+        if self.late != "mean":
+            raise ConfigError(f"late={self.late!r} needs the keys of every token, which a stored memory does not index")
+        self.timeline.restore(stored)
+        means = torch.from_numpy(stored.mean_keys if self.layers is None else stored.mean_keys[:, self.layers])
+        there = stored.num_tokens > 0
+        counts = dict(zip(stored.chunk_ids.tolist(), there.astype(int).tolist(), strict=True))
+        self._add_rows(counts, means.flatten(1)[torch.from_numpy(there)])
+
+    def _add_rows(self, counts: dict[int, int], vectors: torch.Tensor) -> None:
+        """counts: how many of `vectors` belong to each chunk, in order."""
         self._index = self._index or create_index(vectors.shape[1])
-        rows = range(self._next_row, self._next_row + len(vectors))
-        self._next_row = rows.stop
-        self._rows[chunk.chunk_id] = rows
-        self._chunk_of.update(dict.fromkeys(rows, chunk.chunk_id))
-        if rows:
-            self._index.add(rows, vectors)
+        first = self._next_row
+        for chunk_id, count in counts.items():
+            rows = range(self._next_row, self._next_row + count)
+            self._next_row = rows.stop
+            self._rows[chunk_id] = rows
+            self._chunk_of.update(dict.fromkeys(rows, chunk_id))
+        if self._next_row > first:
+            self._index.add(range(first, self._next_row), vectors)
 
     def remove(self, chunk_ids: Collection[int]) -> None:
         rows = [row for chunk_id in self.timeline.remove(chunk_ids) for row in self._rows.pop(chunk_id)]
@@ -92,13 +108,14 @@ class KeySimilarity(Retriever):
 
     def _vectors(self, chunk: ChunkKV) -> torch.Tensor:
         """float32 [n, layers * kv_heads * head_dim]; n = 0 for a chunk without tokens, which nothing can find."""
+        if self.late == "mean" and chunk.num_tokens:
+            means = mean_key(chunk)
+            return (means if self.layers is None else means[self.layers]).flatten()[None]
         keys = chunk.keys if self.layers is None else chunk.keys[self.layers]
         tokens = keys.float().permute(2, 0, 1, 3).flatten(1)
         if self.late == "max" or not len(tokens):
             return tokens
         mean = tokens.mean(0, keepdim=True)
-        if self.late == "mean":
-            return mean
         far = (tokens - mean).square().sum(1).topk(min(self.num_tokens, len(tokens))).indices
         return tokens[far.sort().values]
 

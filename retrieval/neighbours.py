@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
+from memory.vectors import Summaries
 from model_adapters.base import ChunkKV, Query
 from retrieval.base import Hit, Retriever
 from retrieval.timeline import Timeline
@@ -29,6 +30,10 @@ class Neighbours(Retriever):
     def remove(self, chunk_ids: Collection[int]) -> None:
         self.timeline.remove(chunk_ids)
         self.base.remove(chunk_ids)
+
+    def restore(self, stored: Summaries) -> None:
+        self.timeline.restore(stored)
+        self.base.restore(stored)
 
     def search(self, query: Query, top_k: int, until_seconds: float, exclude: Collection[int] = ()) -> list[Hit]:
         excluded = set(exclude)

@@ -7,6 +7,7 @@ from collections.abc import Collection
 import torch
 
 from data.errors import AdapterError
+from memory.vectors import Summaries, mean_key
 from model_adapters.base import ChunkKV, Query
 from retrieval.base import Hit, Retriever
 from retrieval.index import Index, create_index
@@ -29,12 +30,21 @@ class PerLayer(Retriever):
         if chunk.num_tokens == 0:
             # Without tokens there is no mean key: nothing can find the chunk.
             return
-        means = chunk.keys.float().mean(2).flatten(1)
+        self._add_means([chunk.chunk_id], mean_key(chunk)[None])
+
+    def restore(self, stored: Summaries) -> None:
+        self.timeline.restore(stored)
+        there = stored.num_tokens > 0
+        if there.any():
+            self._add_means(stored.chunk_ids[there].tolist(), torch.from_numpy(stored.mean_keys[there]))
+
+    def _add_means(self, chunk_ids: list[int], means: torch.Tensor) -> None:
+        """means: float32 [chunks, layers, kv_heads * head_dim]."""
         if not self._indexes:
-            self._indexes = [create_index(means.shape[1]) for _ in range(len(means))]
-        for index, mean in zip(self._indexes, means, strict=True):
-            index.add([chunk.chunk_id], mean[None])
-        self._indexed.add(chunk.chunk_id)
+            self._indexes = [create_index(means.shape[2]) for _ in range(means.shape[1])]
+        for layer, index in enumerate(self._indexes):
+            index.add(chunk_ids, means[:, layer])
+        self._indexed.update(chunk_ids)
 
     def remove(self, chunk_ids: Collection[int]) -> None:
         known = self.timeline.remove(chunk_ids)

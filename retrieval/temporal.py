@@ -7,6 +7,7 @@ from collections.abc import Collection
 from dataclasses import replace
 
 from data.errors import ConfigError
+from memory.vectors import Summaries
 from model_adapters.base import ChunkKV, Query
 from retrieval.base import Hit, Retriever
 from retrieval.baselines import TimeOnly
@@ -86,6 +87,10 @@ class Combined(Retriever):
     def remove(self, chunk_ids: Collection[int]) -> None:
         self.first.remove(chunk_ids)
         self.base.remove(chunk_ids)
+
+    def restore(self, stored: Summaries) -> None:
+        self.first.restore(stored)
+        self.base.restore(stored)
 
     def search(self, query: Query, top_k: int, until_seconds: float, exclude: Collection[int] = ()) -> list[Hit]:
         named = self.first.search(query, top_k, until_seconds, exclude)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections.abc import Collection, Sequence
 
+from memory.vectors import Summaries
 from model_adapters.base import ChunkKV
 from retrieval.base import Hit
 
@@ -25,6 +26,16 @@ class Timeline:
             raise ValueError(f"chunk {chunk.chunk_id} is indexed already")
         self._spans[chunk.chunk_id] = (chunk.start_seconds, chunk.end_seconds)
         insort(self._order, (chunk.start_seconds, chunk.chunk_id))
+
+    def restore(self, stored: Summaries) -> None:
+        """Add many chunks at once. ValueError if one is known already."""
+        ids, spans = stored.chunk_ids.tolist(), stored.spans.tolist()
+        known = self._spans.keys() & set(ids)
+        if known:
+            raise ValueError(f"chunk {min(known)} is indexed already")
+        self._spans.update((i, (start, end)) for i, (start, end) in zip(ids, spans, strict=True))
+        self._order.extend((start, i) for i, (start, _) in zip(ids, spans, strict=True))
+        self._order.sort()
 
     def remove(self, chunk_ids: Collection[int]) -> list[int]:
         """Forget chunks; returns those that were known."""

@@ -12,6 +12,7 @@ from memory.base import Bank
 from model_adapters.base import AttentionTrace, ChunkKV, KVContext, ModelAdapter, Query
 from retrieval.base import Hit, Retriever
 from retrieval.per_layer import PerLayer
+from retrieval.restored import Restored
 from vstream.config import SessionConfig
 from vstream.turns import Turns
 
@@ -126,6 +127,8 @@ class Answerer:
         retriever, top_k = self.retriever, self.config.top_k
         if not top_k:
             return [[]]
+        if isinstance(retriever, Restored):
+            retriever = retriever.ready()
         if isinstance(retriever, PerLayer):
             return retriever.search_layers(query, top_k, view.until_seconds, exclude)
         return [retriever.search(query, top_k, view.until_seconds, exclude)]
