@@ -15,7 +15,7 @@ def parsed(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(prog="app.py", description="Watch a stream in the browser and ask about any moment of it.")
     parser.add_argument("--source", help="what every page watches first: a file, a URL or world:?seed=7&seconds=600&speed=1")
     add_model_flags(parser)
-    parser.add_argument("--memory", type=Path, metavar="DIR", help="folder for the disk tier; default: no disk tier")
+    parser.add_argument("--memory", type=Path, metavar="DIR", help="remember streams in this folder; default: in none")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1: this computer only)")
     parser.add_argument("--port", type=int, default=7860, help="port to listen on (default 7860)")
     parser.add_argument("--token", help="password of the page; needed for any host but this computer")

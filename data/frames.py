@@ -95,6 +95,10 @@ class Chunker:
         frames = [frame for frame in self._open if frame.pts_seconds <= until_seconds + PTS_TOLERANCE_SECONDS]
         return self._chunk(frames) if frames else None
 
+    def discard(self, start_seconds: float, end_seconds: float) -> None:
+        """Throw away the frames of the unfinished chunk that fall into a span."""
+        self._open = [frame for frame in self._open if not start_seconds <= frame.pts_seconds < end_seconds]
+
     def flush(self) -> list[Chunk]:
         """The last, unfinished chunk, at the end of a stream."""
         return [self._cut()] if self._open else []

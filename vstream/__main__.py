@@ -11,6 +11,7 @@ from pathlib import Path
 from data.errors import VStreamError
 from vstream import commands
 from vstream.config import USAGE_ERROR, Parser, add_flags
+from vstream.memory_commands import add_memory_commands
 from vstream.models import add_model_flags
 
 
@@ -19,7 +20,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands_ = parser.add_subparsers(dest="command", required=True, parser_class=Parser)
 
     ask = commands_.add_parser("ask", help="ask one question about a source")
-    ask.add_argument("source", help="a file, a URL, or world:?seed=7&seconds=600&speed=1")
+    ask.add_argument("source", help="a file, a URL, world:?seed=7&seconds=600&speed=1, or memory:DIR")
     ask.add_argument("question")
     ask.add_argument("--at", type=float, metavar="SECONDS", help="stream time of the question; default: the end")
     ask.add_argument("--json", action="store_true", help="print one JSON object")
@@ -35,6 +36,9 @@ def build_parser() -> argparse.ArgumentParser:
     _shared(batch)
     batch.set_defaults(run=commands.batch)
 
+    memory = commands_.add_parser("memory", help="look at, check, thin out and delete stored memories")
+    add_memory_commands(memory, Parser)
+
     doctor = commands_.add_parser("doctor", help="say what works on this machine")
     add_model_flags(doctor)
     add_flags(doctor)
@@ -44,7 +48,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _shared(parser: argparse.ArgumentParser) -> None:
     add_model_flags(parser)
-    parser.add_argument("--memory", type=Path, metavar="DIR", help="folder for the disk tier; default: no disk tier")
+    parser.add_argument("--memory", type=Path, metavar="DIR", help="remember in this folder; default: nothing is written")
     parser.add_argument("--allow-private-hosts", action="store_true", help="let URLs point into the local network")
     add_flags(parser)
 

@@ -6,8 +6,10 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from multiprocessing import get_context
@@ -22,6 +24,7 @@ from vstream.config import SessionConfig
 from vstream.models import ModelChoice
 from vstream.progress import Progress
 from vstream.recorded import Reel
+from vstream.remembered import memory_folder, stored_settings
 from vstream.session import StreamSession
 
 Row = dict[str, Any]
@@ -29,7 +32,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Job:
-    """What every row is answered with."""
+    """What every row is answered with. folder: where each video gets a memory that stays; None: nothing is written."""
 
     model: ModelChoice
     config: SessionConfig
@@ -188,25 +191,42 @@ def _adapter(model: ModelChoice, kv_bytes: int) -> ModelAdapter:
 def answer_video(video: str, rows: list[Row], job: Job) -> Iterator[Row]:
     """Answer all questions about one video in one pass. A failure is told in the rows that it concerns."""
     waiting = sorted(rows, key=lambda row: math.inf if row.get("at") is None else row["at"])
+    stored = memory_folder(video)
     try:
         adapter = _adapter(job.model, job.config.gpu_bytes)
-        with (
-            open_source(video, allow_private_hosts=job.allow_private_hosts) as source,
-            StreamSession(adapter, job.config, folder=job.folder) as session,
-        ):
-            reel = Reel(session, source.frames(job.config.fps))
+        with ExitStack() as opened:
+            if stored is not None:
+                config = job.config.replace(**stored_settings(stored))
+                session, source = opened.enter_context(StreamSession.open(adapter, stored, config)), None
+                watch_until: Callable[[float], None] = nothing_to_watch
+            else:
+                source = opened.enter_context(open_source(video, allow_private_hosts=job.allow_private_hosts))
+                folder = memory_of(job.folder, video) if job.folder else None
+                session = opened.enter_context(StreamSession(adapter, job.config, memory=folder))
+                joined = session.join(source.info.label, source.recording_key)
+                watch_until = Reel(session, source.frames(job.config.fps, joined.start_seconds)).watch_until
             while waiting:
                 row = waiting[0]
                 at = row.get("at")
-                reel.watch_until(math.inf if at is None else at)
+                watch_until(math.inf if at is None else at)
                 answer = _answered(session, row, at)
-                if source.stats.warnings:
+                if source and source.stats.warnings:
                     answer["warnings"] = list(source.stats.warnings)
                 waiting.pop(0)
                 yield _finished(row, job, answer)
     except VStreamError as error:
         for row in waiting:
             yield _finished(row, job, {"answer": None, "error": str(error)})
+
+
+def nothing_to_watch(seconds: float) -> None:
+    """A stored memory is as it is."""
+
+
+def memory_of(library: Path, video: str) -> Path:
+    """Each video has a memory of its own in the library, the same one in every run."""
+    name = re.sub(r"[^A-Za-z0-9]+", "-", Path(video).stem).strip("-")[:40]
+    return library / f"{name}-{hashlib.sha256(video.encode()).hexdigest()[:8]}"
 
 
 def _answered(session: StreamSession, row: Row, at: float | None) -> Row:

@@ -8,9 +8,10 @@ import math
 import sys
 from importlib.metadata import version
 
-from data.errors import QuestionError
+from data.errors import ConfigError, QuestionError
 from data.sources import Source, open_source
 from data.sources.doctor import check
+from memory import open_memory
 from vstream import batch as batch_
 from vstream.answer import Answer, answer_fields, checked_question
 from vstream.config import SessionConfig, from_flags
@@ -18,26 +19,34 @@ from vstream.model_report import model_rows
 from vstream.models import chosen_model
 from vstream.progress import Progress
 from vstream.recorded import Reel
+from vstream.remembered import memory_folder, stored_settings
 from vstream.session import StreamSession
 
 
 def ask(args: argparse.Namespace) -> int:
-    """Watch the source up to `--at` and answer one question."""
+    """Watch the source up to `--at` and answer one question; or answer it from a stored memory."""
     question = checked_question(args.question)
-    config = from_flags(args)
+    stored = memory_folder(args.source)
+    if stored is not None and args.memory is not None:
+        raise ConfigError(f"{args.source} is a memory already; leave --memory out")
+    config = from_flags(args, stored_settings(stored or args.memory))
     at = check_time(args.at)
+    if stored is not None:
+        # Opened before the model is loaded: what is no memory is told at once.
+        open_memory(stored).close()
+        adapter = chosen_model(args).load(config.gpu_bytes)
+        with StreamSession.open(adapter, stored, config) as session:
+            print_answer(session.answer(question, at), session, args.json)
+        return 0
     with open_source(args.source, allow_private_hosts=args.allow_private_hosts) as source:
         adapter = chosen_model(args).load(config.gpu_bytes)
-        with StreamSession(adapter, config, folder=args.memory) as session:
-            end = until(source, config, at)
-            watch(session, source, end)
+        with StreamSession(adapter, config, memory=args.memory) as session:
+            if at is None or at > session.now_seconds or not session.has_seen:
+                watch(session, source, until(source, config, at), from_start=at is not None)
             answer = session.answer(question, at)
             for warning in source.stats.warnings:
                 sys.stderr.write(f"warning: {warning}\n")
-            if args.json:
-                print(json.dumps(answer_row(answer, session)))
-            else:
-                print_answer(answer)
+            print_answer(answer, session, args.json)
     return 0
 
 
@@ -61,24 +70,34 @@ def until(source: Source, config: SessionConfig, at: float | None) -> float:
     return config.window_seconds if endless else math.inf
 
 
-def watch(session: StreamSession, source: Source, end: float) -> None:
-    """Feed the session up to stream time `end`, with a progress bar."""
+def watch(session: StreamSession, source: Source, end: float, from_start: bool = True) -> None:
+    """Feed the session, with a progress bar, up to stream time `end`, which counts from the start of the memory, or else
+    from where the source joins it."""
+    joined = session.join(source.info.label, source.recording_key)
+    if joined.words:
+        sys.stderr.write(f"{joined.words}\n")
+    end = end if from_start else end + joined.offset_seconds + joined.start_seconds
     total = end if math.isfinite(end) else source.info.duration_seconds
+    frames = source.frames(session.config.fps, joined.start_seconds)
     with Progress("watching", total) as progress:
-        Reel(session, source.frames(session.config.fps)).watch_until(end, progress.update)
+        Reel(session, frames).watch_until(end, progress.update)
 
 
 def answer_row(answer: Answer, session: StreamSession) -> dict[str, object]:
     """The object that `--json` prints."""
+    num_seen, num_kept = session.num_visual_tokens()
     return {
         **answer_fields(answer),
-        "num_seen_tokens": session.stats.num_seen_tokens,
-        "num_kept_tokens": session.stats.num_kept_tokens,
+        "num_seen_tokens": num_seen,
+        "num_kept_tokens": num_kept,
         "model": session.adapter.info.name,
     }
 
 
-def print_answer(answer: Answer) -> None:
+def print_answer(answer: Answer, session: StreamSession, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(answer_row(answer, session)))
+        return
     print(answer.text)
     for e in answer.evidence:
         print(f"  [{e.start_seconds:.0f}–{e.end_seconds:.0f} s] score {e.score:.2f}, from {e.tier}")

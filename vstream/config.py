@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, NoReturn, get_args, get_type_hints
 
@@ -106,7 +107,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         )
 
 
-def from_flags(args: argparse.Namespace) -> SessionConfig:
-    """The configuration that the parsed flags describe."""
+def from_flags(args: argparse.Namespace, base: Mapping[str, Any] | None = None) -> SessionConfig:
+    """The configuration that the parsed flags describe. base: values of the flags that were not given."""
     given = {f.name: getattr(args, f.name) for f in fields(SessionConfig) if getattr(args, f.name, None) is not None}
-    return SessionConfig(**given)
+    return SessionConfig(**{**(base or {}), **given})

@@ -61,7 +61,10 @@ class Feeder:
 
     def _run(self) -> None:
         try:
-            for _ in self.session.feed(self.source.frames(self.session.config.fps)):
+            joined = self.session.join(self.source.info.label, self.source.recording_key)
+            if joined.words:
+                log.warning("%s", joined.words)
+            for _ in self.session.feed(self.source.frames(self.session.config.fps, joined.start_seconds)):
                 if self._stopped.is_set():
                     break
             self.session.finish()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections import deque
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
 
 import numpy as np
 from PIL import Image
@@ -12,6 +12,7 @@ from PIL import Image
 from data.change import num_cells
 from data.frames import Chunk
 from memory.base import Bank
+from memory.records import ChunkRecord
 from model_adapters.base import ChunkKV, KVContext, ModelAdapter
 from retrieval.base import Retriever
 from vstream.config import SessionConfig
@@ -20,34 +21,6 @@ from vstream.token_drop import create_token_drop
 SINK_ID = -1
 """The id of what is never stored: the sink."""
 THUMBNAIL_SIDE = 128
-
-
-@dataclass(frozen=True)
-class ChunkRecord:
-    """What the timeline knows of a chunk without loading its KV.
-
-    keep: bool [slots, rows, columns], the cells that were kept. thumbnail: a small JPEG of its first frame.
-    """
-
-    chunk_id: int
-    start_seconds: float
-    end_seconds: float
-    last_pts_seconds: float
-    num_tokens: int
-    keep: np.ndarray
-    thumbnail: bytes
-
-    @property
-    def num_seen_tokens(self) -> int:
-        return self.keep.size
-
-    @property
-    def num_kept_tokens(self) -> int:
-        return int(self.keep.sum())
-
-    @property
-    def drop_ratio(self) -> float:
-        return 1 - self.num_kept_tokens / self.num_seen_tokens
 
 
 class Ingest:
@@ -68,11 +41,6 @@ class Ingest:
     def add(self, chunk: Chunk) -> tuple[ChunkRecord, list[int]]:
         """Encode and store one chunk. Returns its record and the ids of chunks that memory dropped to make room."""
         kv, keep = self._encode(chunk, self.live, peek=False)
-        dropped = self.bank.put(kv)
-        # Added first: where no tier can hold it, the chunk itself is among the dropped.
-        self.retriever.add(kv)
-        self.retriever.remove(dropped)
-        self._slide(kv)
         record = ChunkRecord(
             chunk_id=chunk.chunk_id,
             start_seconds=chunk.start_seconds,
@@ -82,7 +50,22 @@ class Ingest:
             keep=keep,
             thumbnail=thumbnail(chunk.frames[0]),
         )
+        dropped = self.bank.put(kv, record)
+        # Added first: where no tier can hold it, the chunk itself is among the dropped.
+        self.retriever.add(kv)
+        self.retriever.remove(dropped)
+        self._slide(kv)
         return record, dropped
+
+    def restore(self, window: Sequence[ChunkKV]) -> None:
+        """Take up a stream where it was left. window: its last chunks, in stream order."""
+        self.window = deque(window)
+        self._renew()
+
+    def forget(self, chunk_ids: Collection[int]) -> None:
+        """Take chunks out of the window."""
+        if any(kv.chunk_id in chunk_ids for kv in self.window):
+            self.restore([kv for kv in self.window if kv.chunk_id not in chunk_ids])
 
     def partial(self, chunk: Chunk) -> ChunkKV:
         """The KV of an unfinished chunk, for one question; nothing that is stored changes."""
@@ -107,9 +90,12 @@ class Ingest:
         while self.window and self.window[0].start_seconds < start:
             self.window.popleft()
         if len(self.window) < size:
-            num_tokens = self.sink.num_tokens + sum(kv.num_tokens for kv in self.window)
-            self.live = self.adapter.new_context(2 * num_tokens)
-            self.adapter.append(self.live, [self.sink, *self.window])
+            self._renew()
+
+    def _renew(self) -> None:
+        num_tokens = self.sink.num_tokens + sum(kv.num_tokens for kv in self.window)
+        self.live = self.adapter.new_context(2 * num_tokens)
+        self.adapter.append(self.live, [self.sink, *self.window])
 
 
 def thumbnail(frame: np.ndarray) -> bytes:

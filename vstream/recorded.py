@@ -9,7 +9,7 @@ from vstream.session import StreamSession
 
 
 class Reel:
-    """Frames sampled to the session's fps, watched piece by piece: `watch_until(t)` feeds the session all frames with pts ≤ t.
+    """Frames sampled to the session's fps, watched piece by piece: `watch_until(t)` feeds all frames up to stream time `t`.
 
     The frame that shows that `t` is reached is held back for the next piece, so nothing later than `t` is seen.
     """
@@ -28,7 +28,7 @@ class Reel:
             if frame is None:
                 self.session.finish()
                 self.ended = True
-            elif frame.pts_seconds > seconds + PTS_TOLERANCE_SECONDS:
+            elif frame.pts_seconds + self.session.offset_seconds > seconds + PTS_TOLERANCE_SECONDS:
                 self._held = frame
                 return
             else:

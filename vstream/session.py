@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
-from data.errors import QuestionError
+from data.errors import MemoryBankError, QuestionError
 from data.frames import PTS_TOLERANCE_SECONDS, Chunk, Chunker, Frame, sample
-from memory import MemoryBank
+from memory import Bank, DurableBank, MemoryBank, open_memory
+from memory.base import add_span
+from memory.files import Fault, no_fault
+from memory.records import Moment, PlainRecords, Records
+from memory.stored import StoredMemory
+from memory.stored_records import StoredRecords
+from memory.writer import WriteBehind
 from model_adapters.base import ModelAdapter
+from retrieval.base import Retriever
 from retrieval.compose import compose_retriever
+from retrieval.restored import Restored
 from vstream.answer import Answer, Answerer, View, checked_question, is_text
 from vstream.config import SessionConfig
 from vstream.ingest import ChunkRecord, Ingest
+from vstream.remembered import Joined, identity_of, join, stored_settings
 from vstream.stats import Stats
 from vstream.turns import Turns
 
@@ -23,7 +35,10 @@ class StreamSession:
     """Watches one stream in bounded memory and answers about any moment of it.
 
     One thread feeds; any number of threads may ask at the same time. `turns` is shared by all sessions of one model.
-    `folder` is where the disk tier lies; without it nothing is written to disk. What the session wrote is removed at `close`.
+    memory: the folder of a memory that outlives the session. An empty or missing folder becomes a new one; one that holds a
+    memory is continued, or with `read_only` only answered from. Without it nothing is written to disk, but for what a disk tier
+    in `folder` holds until `close`. MemoryBankError if the memory cannot be used, or is of another model or other settings.
+    config: default: that of the memory, where there is one. fault: see `memory.files.Fault`.
     """
 
     def __init__(
@@ -33,31 +48,98 @@ class StreamSession:
         *,
         turns: Turns | None = None,
         folder: Path | None = None,
+        memory: Path | None = None,
+        read_only: bool = False,
+        fault: Fault = no_fault,
     ) -> None:
         self.adapter = adapter
-        self.config = config or SessionConfig()
+        self.config = config or SessionConfig(**stored_settings(memory))
         self.turns = turns or Turns()
         c = self.config
-        self.bank = MemoryBank(adapter.device, c.gpu_bytes, c.ram_bytes, c.disk_bytes, folder, codec=c.kv_codec)
-        self.retriever = compose_retriever(c.retrieval, c.gate)
-        with self.turns.ingest():
-            self.ingest = Ingest(adapter, c, self.bank, self.retriever)
+        self.memory: StoredMemory | None = None
+        self.bank: Bank
+        self.records: Records
+        with ExitStack() as opened:
+            if memory is None:
+                self.bank = MemoryBank(adapter.device, c.gpu_bytes, c.ram_bytes, c.disk_bytes, folder, codec=c.kv_codec)
+                self.records = PlainRecords()
+            else:
+                self.memory = open_memory(
+                    memory,
+                    identity_of(adapter.info, c),
+                    write=not read_only,
+                    disk_bytes=c.disk_bytes,
+                    codec=c.kv_codec,
+                    fault=fault,
+                )
+                opened.callback(self.memory.close)
+                self.bank = DurableBank(self.memory, adapter.device, c.gpu_bytes, c.ram_bytes, write=not read_only)
+                self.records = StoredRecords(self.memory.manifest)
+            opened.callback(self.bank.close)
+            self.retriever: Retriever = compose_retriever(c.retrieval, c.gate)
+            with self.turns.ingest():
+                self._take_up()
+            opened.pop_all()
         self.answerer = Answerer(adapter, c, self.bank, self.retriever, self.turns)
         self.chunker = Chunker(c.fps, c.chunk_seconds)
         self.stats = Stats()
-        self._records: dict[int, ChunkRecord] = {}
+        self._joined: Joined | None = None
         self._dropped: set[int] = set()
-        self._now: float | None = None
         self._lock = threading.RLock()
         """Guards what a question looks at while frames come in: records, window, chunker, now."""
 
+    @classmethod
+    def open(cls, adapter: ModelAdapter, memory: Path, config: SessionConfig | None = None) -> StreamSession:
+        """Answer from a stored memory without its source. Others may go on writing it; what they add is not seen."""
+        return cls(adapter, config, memory=memory, read_only=True)
+
+    def _take_up(self) -> None:
+        """The window, the time and the index as they were when the memory was left."""
+        self._now: float | None = None
+        self._end: float | None = None
+        self._last_id = -1
+        """The last chunk that was stored when the memory was opened."""
+        recent = self.records.recent(math.inf, self.config.window_seconds)
+        if self.memory is not None and recent:
+            self._now, self._end, self._last_id = recent[0].last_pts_seconds, recent[0].end_seconds, recent[0].chunk_id
+            self.retriever = Restored(self.retriever, self.memory.summaries, self._last_id)
+        self.ingest = Ingest(self.adapter, self.config, self.bank, self.retriever)
+        if recent:
+            start = recent[0].end_seconds - self.config.window_seconds - 1e-6
+            self.ingest.restore(self.bank.get(sorted(r.chunk_id for r in recent if r.start_seconds >= start)))
+
+    def join(self, label: str = "", key: str = "") -> Joined:
+        """A source begins: how its times continue those of the memory. Without a memory they stay as they are.
+
+        label: the source, safe to show. key: tells recorded sources apart (`Source.recording_key`), so that one that was
+        watched before goes on where it was left. Asked for by itself with the first frame, if nobody has.
+        """
+        with self._lock:
+            self._joined = Joined()
+            if self.memory is not None:
+                if not self.writes:
+                    raise MemoryBankError(f"the memory {self.memory.folder} was opened for reading only")
+                self._joined = join(self.memory, self.config.chunk_seconds, label, key, self._end)
+                if self._joined.gap is not None:
+                    self.bank.gaps = add_span(self.bank.gaps, self._joined.gap)
+            return self._joined
+
+    @property
+    def offset_seconds(self) -> float:
+        """What is added to the times of the source that is being watched."""
+        return (self._joined or self.join()).offset_seconds
+
     def feed(self, frames: Iterable[Frame]) -> Iterator[ChunkRecord]:
         """Watch frames in stream order; yields the record of every chunk as it is stored. Lazy: iterate it to make it run."""
-        for frame in sample(frames, self.config.fps, after_seconds=self._now):
-            yield from self.push(frame)
+        shifted = (replace(frame, pts_seconds=frame.pts_seconds + self.offset_seconds) for frame in frames)
+        for frame in sample(shifted, self.config.fps, after_seconds=self._now):
+            yield from self._push(frame)
 
     def push(self, frame: Frame) -> list[ChunkRecord]:
         """Watch one frame that is already sampled to `fps`. Returns the records of the chunks it completed."""
+        return self._push(replace(frame, pts_seconds=frame.pts_seconds + self.offset_seconds))
+
+    def _push(self, frame: Frame) -> list[ChunkRecord]:
         # Cut and stored in one turn: a question in between would see neither the open chunk nor the stored one.
         with self.turns.ingest(), self._lock:
             self._now = frame.pts_seconds
@@ -71,13 +153,14 @@ class StreamSession:
 
     def _store(self, chunk: Chunk) -> ChunkRecord:
         record, dropped = self.ingest.add(chunk)
-        self._records[record.chunk_id] = record
+        self.records.add(record)
+        self._end = record.end_seconds
         self._dropped.update(dropped)
         # What memory dropped while it is still in the window can be asked about until it leaves it.
         in_window = {kv.chunk_id for kv in self.ingest.window}
-        for chunk_id in self._dropped - in_window:
-            self._records.pop(chunk_id, None)
-            self._dropped.discard(chunk_id)
+        gone = self._dropped - in_window
+        self.records.remove(gone)
+        self._dropped -= gone
         self.stats.count(record)
         return record
 
@@ -123,7 +206,7 @@ class StreamSession:
         at = now if at is None else at
         if not 0 <= at <= now + self.config.chunk_seconds + PTS_TOLERANCE_SECONDS:
             raise QuestionError(f"{at:g} s is outside of what has been watched; ask for a time from 0 to {now:g} s")
-        recent = self._recent(at)
+        recent = self.records.recent(at + PTS_TOLERANCE_SECONDS, self.config.window_seconds)
         until = recent[0].end_seconds if recent else 0.0
         start = until - self.config.window_seconds - 1e-6
         ids = {r.chunk_id for r in recent if r.start_seconds >= start}
@@ -133,16 +216,25 @@ class StreamSession:
         partial = self.chunker.partial(at) if at >= now - self.config.chunk_seconds else None
         return View(at, until, tuple(window), self.ingest.partial(partial) if partial else None)
 
-    def _recent(self, at: float) -> list[ChunkRecord]:
-        """Records of chunks that were complete at `at` and may be in its window, newest first. Looks at no older ones."""
-        recent: list[ChunkRecord] = []
-        for record in reversed(self._records.values()):
-            if record.last_pts_seconds > at + PTS_TOLERANCE_SECONDS:
-                continue
-            if recent and record.start_seconds < recent[0].end_seconds - self.config.window_seconds - 1e-6:
-                break
-            recent.append(record)
-        return recent
+    @property
+    def writer(self) -> WriteBehind | None:
+        """What brings chunks to disk; None if nothing does."""
+        return self.bank.writer if isinstance(self.bank, DurableBank) else None
+
+    @property
+    def writes(self) -> bool:
+        """Whether there is a memory on disk, and this session writes it."""
+        return self.writer is not None
+
+    @property
+    def has_seen(self) -> bool:
+        """Whether there is anything to ask about."""
+        return self._now is not None
+
+    def num_visual_tokens(self) -> tuple[int, int]:
+        """Visual tokens seen and kept since the memory began, or since the session did where there is none."""
+        num_seen, num_kept = self.memory.manifest.num_visual_tokens(self._last_id) if self.memory else (0, 0)
+        return num_seen + self.stats.num_seen_tokens, num_kept + self.stats.num_kept_tokens
 
     @property
     def now_seconds(self) -> float:
@@ -150,17 +242,35 @@ class StreamSession:
         return self._now or 0.0
 
     @property
-    def timeline(self) -> list[ChunkRecord]:
-        """The records of all stored chunks, in stream order."""
-        # No lock: a page that draws this must not wait for the chunk that is being encoded. Copying a dict's values is atomic.
-        return list(self._records.values())
+    def timeline(self) -> Sequence[Moment]:
+        """What there is to draw of all stored chunks, in stream order."""
+        return self.records.moments()
 
     def record(self, chunk_id: int) -> ChunkRecord | None:
         """The record of one chunk, if it is still stored."""
-        return self._records.get(chunk_id)
+        return self.records.get(chunk_id)
+
+    def save(self) -> None:
+        """Wait until all complete chunks are on disk. MemoryBankError if they cannot be written, or there is no memory."""
+        if self.writer is None:
+            raise MemoryBankError("this session has no memory to save to; give one when it is made (memory=DIR)")
+        self.writer.flush()
+
+    def forget(self, start_seconds: float, end_seconds: float) -> list[int]:
+        """Really remove the chunks that overlap a span: KV, vectors, records and thumbnails, in RAM and on disk.
+
+        Returns their ids. KV of later chunks was made with these in view; that trace cannot be taken out again.
+        """
+        with self.turns.ingest(), self._lock:
+            ids = self.bank.forget(start_seconds, end_seconds)
+            self.retriever.remove(ids)
+            self.records.remove(ids)
+            self.ingest.forget(ids)
+            self.chunker.discard(start_seconds, end_seconds)
+            return ids
 
     def close(self) -> None:
-        """Free the memory. Idempotent."""
+        """Free the memory; what waits to be written to disk is written. Idempotent."""
         self.bank.close()
 
     def __enter__(self) -> StreamSession:

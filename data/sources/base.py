@@ -99,6 +99,11 @@ class Source(ABC):
         """How it goes; updated while frames are read."""
         return self._stats
 
+    @property
+    def recording_key(self) -> str:
+        """Tells recordings apart: the same key is the same recording, from its first frame on. Empty for what is live."""
+        return ""
+
     @abstractmethod
     def frames(self, fps: float, start_seconds: float = 0.0) -> Iterator[Frame]:
         """The frames in order, the first one of every slot of 1/fps seconds, from `start_seconds` on.

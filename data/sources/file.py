@@ -43,6 +43,11 @@ class FileSource(Source):
         if reader == "decord":
             self._new_decord()
 
+    @property
+    def recording_key(self) -> str:
+        about = self._probe.path.stat()
+        return f"file {self._probe.path.resolve()} {about.st_size} {about.st_mtime_ns}"
+
     def frames(self, fps: float, start_seconds: float = 0.0) -> Iterator[Frame]:
         """See `Source.frames`. Broken packets are skipped, counted in `stats.frames_broken` and warned about."""
         slots = Slots(fps)

@@ -32,6 +32,7 @@ class WorldSource(Source):
         _within("side", side, 16, 2048)
         _within("needles", needles, 0, len(PAIRS) // 2)
         self.speed = speed
+        self._key = f"world {seed} {seconds} {side} {needles}"
         try:
             self.world = make_world(seed, seconds, side, num_needles=needles)
         except (ValueError, IndexError) as error:
@@ -72,6 +73,10 @@ class WorldSource(Source):
                 kind = "a number" if name == "speed" else "a whole number"
                 raise SourceError(f"{spec}: {name} must be {kind}, got {text!r}") from None
         return cls(**values)  # type: ignore[arg-type]
+
+    @property
+    def recording_key(self) -> str:
+        return self._key
 
     def frames(self, fps: float, start_seconds: float = 0.0) -> Iterator[Frame]:
         """See `Source.frames`; `start_seconds` is shown at once."""

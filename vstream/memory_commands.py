@@ -1,0 +1,158 @@
+"""`python -m vstream memory ls | info | verify | forget | export | delete`: stored memories from the command line."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from data.errors import MemoryBankError
+from memory.library import Description, delete, describe, export_copy, export_table, memories, verify
+from memory.opening import open_memory
+from memory.upkeep import forget_span
+
+DAMAGED = 1
+"""Exit code of `verify` for a memory that is not whole."""
+
+
+def add_memory_commands(parser: argparse.ArgumentParser, parser_class: type[argparse.ArgumentParser]) -> None:
+    actions = parser.add_subparsers(dest="action", required=True, parser_class=parser_class)
+    for name, words, run in (
+        ("ls", "list the memories in a folder", ls),
+        ("info", "what a memory holds", info),
+        ("verify", "read everything in a memory and check it; exit code 1 if something is damaged", check),
+        ("forget", "really remove a span of the stream", forget),
+        ("export", "copy a memory to a new folder, or its timeline to a .jsonl file", export),
+        ("delete", "delete a whole memory", remove),
+    ):
+        action = actions.add_parser(name, help=words)
+        action.add_argument(
+            "folder", type=Path, metavar="DIR", help="the memory's folder" if name != "ls" else "a folder of memories"
+        )
+        if name == "forget":
+            action.add_argument("start", type=float, help="seconds of the stream")
+            action.add_argument("end", type=float, help="seconds of the stream")
+        if name == "export":
+            action.add_argument("out", type=Path, metavar="OUT", help="a new folder, or a file that ends in .jsonl")
+        action.add_argument("--json", action="store_true", help="print JSON")
+        action.set_defaults(run=run)
+
+
+def ls(args: argparse.Namespace) -> int:
+    rows = [_listed(folder) for folder in memories(args.folder)]
+    if args.json:
+        print(json.dumps(rows))
+        return 0
+    for row in rows:
+        if "error" in row:
+            print(f"{row['folder']}  {row['error']}")
+        else:
+            print(
+                f"{row['folder']}  {_clock(row['start_seconds'])}–{_clock(row['end_seconds'])}  {row['num_stored']} chunks"
+                f"  {_mib(row['num_bytes'])}  {row['model']}"
+            )
+    if not rows:
+        sys.stderr.write(f"there are no memories in {args.folder}\n")
+    return 0
+
+
+def info(args: argparse.Namespace) -> int:
+    found = describe(args.folder)
+    if args.json:
+        more = {"gaps": [asdict(gap) for gap in found.gaps], "sittings": [asdict(sitting) for sitting in found.sittings]}
+        print(json.dumps(_row(found) | more))
+        return 0
+    model, name = found.identity.model, found.identity.name
+    span = f"{_clock(found.start_seconds)}–{_clock(found.end_seconds)}"
+    dropped = 1 - found.num_kept_tokens / max(1, found.num_seen_tokens)
+    print(f"stream    {span}, {found.num_chunks} chunks, {found.num_stored} with KV")
+    print(f"tokens    {found.num_kept_tokens} kept of {found.num_seen_tokens} seen ({100 * dropped:.0f} % dropped)")
+    print(f"size      {_mib(found.num_bytes)} in {found.num_segments} segments, format version {found.format_version}")
+    print(f"model     {name}: {model['family']}, {model['dtype']}, fingerprint {model['fingerprint']}")
+    print(f"settings  {', '.join(f'{setting}={value}' for setting, value in found.identity.settings.items())}")
+    for sitting in found.sittings:
+        print(f"sitting   from {_clock(sitting.start_seconds)}, {_date(sitting.started_unix)}, {sitting.source}")
+    for gap in found.gaps:
+        pause = f", {gap.pause_seconds:.0f} s by the clock" if gap.reason == "paused" else ""
+        print(f"gap       {_clock(gap.start_seconds)}–{_clock(gap.end_seconds)} {gap.reason}{pause}")
+    return 0
+
+
+def check(args: argparse.Namespace) -> int:
+    verdict = verify(args.folder)
+    if args.json:
+        print(json.dumps(asdict(verdict) | {"whole": verdict.whole}))
+    else:
+        print(f"{verdict.num_good} of {verdict.num_chunks} chunks are as they were written")
+        if verdict.num_without_kv:
+            print(f"{verdict.num_without_kv} chunks have no KV any more, only their time and picture")
+        for chunk_id, wrong in verdict.damaged.items():
+            print(f"damaged   chunk {chunk_id}: {wrong}")
+        for name in verdict.missing:
+            print(f"missing   {name}")
+        for name in verdict.foreign:
+            print(f"foreign   {name} is no part of the memory; it is left alone")
+        for problem in verdict.problems:
+            print(f"problem   {problem}")
+    return 0 if verdict.whole else DAMAGED
+
+
+def forget(args: argparse.Namespace) -> int:
+    memory = open_memory(args.folder, write=True)
+    try:
+        ids = forget_span(memory, args.start, args.end)
+        notices = list(memory.notices)
+    finally:
+        memory.close()
+    for notice in notices:
+        sys.stderr.write(f"{notice}\n")
+    print(json.dumps({"forgotten": ids}) if args.json else f"{len(ids)} chunks are forgotten")
+    return 0
+
+
+def export(args: argparse.Namespace) -> int:
+    if args.out.suffix == ".jsonl":
+        num = export_table(args.folder, args.out)
+        print(json.dumps({"num_chunks": num}) if args.json else f"{num} chunks written to {args.out}")
+    else:
+        num = export_copy(args.folder, args.out)
+        print(json.dumps({"num_bytes": num}) if args.json else f"{_mib(num)} copied to {args.out}")
+    return 0
+
+
+def remove(args: argparse.Namespace) -> int:
+    foreign = delete(args.folder)
+    if args.json:
+        print(json.dumps({"deleted": str(args.folder), "foreign": foreign}))
+    else:
+        print(f"{args.folder} is deleted" + (f"; {len(foreign)} foreign files stay" if foreign else ""))
+    return 0
+
+
+def _listed(folder: Path) -> dict[str, Any]:
+    try:
+        return _row(describe(folder))
+    except MemoryBankError as error:
+        return {"folder": str(folder), "error": str(error)}
+
+
+def _row(found: Description) -> dict[str, Any]:
+    row = asdict(found) | {"folder": str(found.folder), "model": found.identity.name}
+    return {name: value for name, value in row.items() if name not in ("gaps", "sittings")}
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
+
+
+def _date(unix: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(unix))
+
+
+def _mib(num_bytes: float) -> str:
+    return f"{num_bytes / 2**20:.1f} MiB"

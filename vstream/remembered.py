@@ -1,0 +1,79 @@
+"""A stream that goes on: whose memory a folder holds, and how a source joins what was watched before."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from memory.base import Span
+from memory.identity import Identity
+from memory.opening import is_memory, open_memory
+from memory.rows import Gap, Sitting
+from memory.stored import StoredMemory
+from model_adapters.base import ModelInfo
+from vstream.config import SessionConfig
+
+SCHEME = "memory:"
+SHAPING = ("fps", "chunk_seconds", "drop", "drop_threshold", "drop_target", "drop_reference", "key_every", "kv_codec")
+"""Settings that shape what is stored; a memory is opened with those it was made with."""
+
+
+def identity_of(info: ModelInfo, config: SessionConfig) -> Identity:
+    """Whose memory a session of this model and these settings makes."""
+    return Identity.of(info, {name: getattr(config, name) for name in SHAPING})
+
+
+def stored_settings(folder: Path | None) -> dict[str, Any]:
+    """The shaping settings of the memory in `folder`; none where there is no memory yet. MemoryBankError if it is damaged."""
+    if folder is None or not is_memory(folder):
+        return {}
+    memory = open_memory(folder)
+    try:
+        return {name: value for name, value in memory.identity.settings.items() if name in SHAPING}
+    finally:
+        memory.close()
+
+
+def memory_folder(source: str) -> Path | None:
+    """The folder that `memory:DIR` names; None for any other source."""
+    source = source.strip()
+    return Path(source[len(SCHEME) :]).expanduser() if source.lower().startswith(SCHEME) else None
+
+
+@dataclass(frozen=True)
+class Joined:
+    """How a source continues a memory. offset_seconds: added to the source's pts. words: what to tell, empty for a new memory.
+
+    start_seconds: where in the source to begin: a recording that was watched before goes on where it was left. gap: the span
+    of the memory's stream that lies between, if any.
+    """
+
+    offset_seconds: float = 0.0
+    start_seconds: float = 0.0
+    words: str = ""
+    gap: Span | None = None
+
+
+def join(memory: StoredMemory, chunk_seconds: float, label: str, key: str, end_seconds: float | None) -> Joined:
+    """Begin a sitting, and write it down. end_seconds: where the last stored chunk ends; None if there is none.
+
+    label: the source, safe to show. key: what tells recordings apart; empty for live sources. A source that does not go on
+    where it was left follows behind one empty chunk: a gap, with the wall-clock time that passed.
+    """
+    now = time.time()
+    if end_seconds is None:
+        memory.begin_sitting(Sitting(0.0, 0.0, label, key, now), [])
+        return Joined()
+    before = memory.manifest.last_sitting()
+    if key and before is not None and before.source_key == key:
+        start = end_seconds - before.offset_seconds
+        memory.begin_sitting(Sitting(end_seconds, before.offset_seconds, label, key, now), [])
+        return Joined(before.offset_seconds, start, f"{label} goes on at {start:g} s, where it was left")
+    offset = end_seconds + chunk_seconds
+    stored_unix = memory.manifest.last_stored_unix()
+    pause = max(0.0, now - stored_unix)
+    memory.begin_sitting(Sitting(offset, offset, label, key, now), [Gap(end_seconds, offset, "paused", pause)])
+    words = f"the memory goes on at {offset:g} s of its stream, after a pause of {pause:.0f} s"
+    return Joined(offset, 0.0, words, (end_seconds, offset))
