@@ -29,29 +29,29 @@ class Handlers:
 
     def open(self, request: gr.Request) -> Updates:
         """The page was loaded. Returns the notice, the pieces, the chat and the chips."""
-        key = _key(request)
+        key = key_of(request)
 
         def begin() -> None:
             self.studio.open(key)
             self.studio.start_first(key)
 
-        return self._start(key, begin)
+        return self.start(key, begin)
 
     def start_demo(self, seed: float | None, speed: float, request: gr.Request) -> Updates:
-        key = _key(request)
-        return self._start(key, lambda: self.studio.start_demo(key, seed, speed))
+        key = key_of(request)
+        return self.start(key, lambda: self.studio.start_demo(key, seed, speed))
 
     def start_url(self, url: str, request: gr.Request) -> Updates:
-        key = _key(request)
-        return self._start(key, lambda: self.studio.start_url(key, url))
+        key = key_of(request)
+        return self.start(key, lambda: self.studio.start_url(key, url))
 
     def start_upload(self, path: str | None, request: gr.Request) -> Updates:
-        key = _key(request)
+        key = key_of(request)
         if not path:
             return (notice_html("choose a video file first"), *self._unchanged(5))
-        return self._start(key, lambda: self.studio.start_upload(key, path))
+        return self.start(key, lambda: self.studio.start_upload(key, path))
 
-    def _start(self, key: str, begin: Callable[[], None]) -> Updates:
+    def start(self, key: str, begin: Callable[[], None]) -> Updates:
         """Start a stream; an error leaves what runs as it is and is shown in words."""
         try:
             begin()
@@ -65,14 +65,14 @@ class Handlers:
         if picture is None:
             return gr.skip()
         try:
-            self.studio.tab(_key(request)).push(picture)
+            self.studio.tab(key_of(request)).push(picture)
         except VStreamError as error:
             return notice_html(str(error))
         return gr.skip()
 
     def stop_stream(self, request: gr.Request) -> Updates:
         try:
-            tab = self.studio.tab(_key(request))
+            tab = self.studio.tab(key_of(request))
         except PageError as error:
             return (notice_html(str(error)), *self._unchanged(3))
         tab.stop()
@@ -81,7 +81,7 @@ class Handlers:
     def tick(self, request: gr.Request) -> Updates:
         """Returns the pieces; those that the page shows already are skipped."""
         try:
-            tab = self.studio.tab(_key(request))
+            tab = self.studio.tab(key_of(request))
         except PageError:
             return (stage_html(Snapshot("closed"), None), gr.skip(), gr.skip())
         return self._pieces(tab)
@@ -89,7 +89,7 @@ class Handlers:
     def look_at(self, event: gr.EventData, request: gr.Request) -> Updates:
         """A chip or a bar was chosen. Returns the notice, the pieces, the player and the button back."""
         try:
-            tab = self.studio.tab(_key(request))
+            tab = self.studio.tab(key_of(request))
             seconds = tab.look_at(_chunk_of(event))
         except VStreamError as error:
             return (notice_html(str(error)), *self._unchanged(5))
@@ -98,7 +98,7 @@ class Handlers:
 
     def look_live(self, request: gr.Request) -> Updates:
         try:
-            tab = self.studio.tab(_key(request))
+            tab = self.studio.tab(key_of(request))
         except PageError as error:
             return (notice_html(str(error)), *self._unchanged(4))
         tab.look_live()
@@ -108,7 +108,7 @@ class Handlers:
         """Yields the chat, the chips, the timeline, the question box, and the Ask and Stop buttons."""
         idle = (gr.update(interactive=True), gr.update(interactive=False))
         try:
-            tab = self.studio.tab(_key(request))
+            tab = self.studio.tab(key_of(request))
             question, seconds = checked_question(question), seconds_of(at)
         except VStreamError as error:
             yield (*self._unchanged(1), notice_html(str(error)), *self._unchanged(2), *idle)
@@ -144,14 +144,14 @@ class Handlers:
 
     def stop_answer(self, request: gr.Request) -> None:
         try:
-            self.studio.tab(_key(request)).cancel()
+            self.studio.tab(key_of(request)).cancel()
         except PageError:
             return  # Nothing is being written on a page that has gone.
 
     def clear(self, request: gr.Request) -> Updates:
         """The conversation was thrown away. Returns the empty chips and the timeline without marks."""
         try:
-            tab = self.studio.tab(_key(request))
+            tab = self.studio.tab(key_of(request))
         except PageError:
             return self._unchanged(2)
         tab.cancel()
@@ -162,7 +162,7 @@ class Handlers:
     def show_answer(self, event: gr.SelectData, request: gr.Request) -> Updates:
         """An earlier message was chosen. Returns its chips and the timeline with its marks."""
         try:
-            tab = self.studio.tab(_key(request))
+            tab = self.studio.tab(key_of(request))
             exchange = tab.dialogue[_message_of(event) // 2]
         except (VStreamError, IndexError):
             return self._unchanged(2)
@@ -170,7 +170,7 @@ class Handlers:
 
     def close(self, request: gr.Request) -> None:
         """The page was closed or reloaded."""
-        self.studio.close(_key(request))
+        self.studio.close(key_of(request))
 
     def _pieces(self, tab: Tab) -> Updates:
         pieces = fresh(tab)
@@ -186,7 +186,8 @@ class Handlers:
         return tuple(gr.skip() for _ in range(num))
 
 
-def _key(request: gr.Request) -> str:
+def key_of(request: gr.Request) -> str:
+    """Which page asks. Raises PageError."""
     if not request.session_hash:
         raise PageError("this page has no session; reload it")
     return request.session_hash

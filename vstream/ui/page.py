@@ -9,6 +9,7 @@ import gradio as gr
 
 from vstream.ui.chips import chips_html
 from vstream.ui.handlers import Handlers
+from vstream.ui.library import library_parts, wire_library
 from vstream.ui.stage import Snapshot, stage_html, telemetry_html
 from vstream.ui.studio import Studio
 from vstream.ui.text import escaped
@@ -112,6 +113,7 @@ def build(studio: Studio) -> gr.Blocks:
         sources["demo"].click(handlers.start_demo, [sources["seed"], sources["speed"]], started, **WORKING)
         sources["player"].upload(handlers.start_upload, sources["player"], started, **WORKING)
         sources["file"].click(handlers.start_upload, sources["player"], started, **WORKING)
+        wire_library(studio, handlers, sources["library"], started, WORKING)
         gr.on([sources["open_url"].click, sources["url"].submit], handlers.start_url, sources["url"], started, **WORKING)
         sources["camera"].stream(handlers.camera, sources["camera"], notice, stream_every=CAMERA_SECONDS, **WORKING)
         stop_stream.click(handlers.stop_stream, None, [notice, *pieces], **WORKING)
@@ -157,7 +159,9 @@ def _sources(studio: Studio) -> dict[str, Any]:
                 webcam_options=gr.WebcamOptions(mirror=False),
                 elem_id="camera",
             )
+        library = library_parts(studio)
     return {
+        "library": library,
         "seed": seed,
         "speed": speed,
         "demo": demo,

@@ -10,13 +10,16 @@ from PIL import Image
 
 from vstream.ui.text import clock, count, escaped, jpeg_uri, percent, size
 
-STATES = ("idle", "opening", "live", "paused", "reconnecting", "ended", "failed", "closed")
+STATES = ("idle", "opening", "live", "paused", "reconnecting", "ended", "failed", "closed", "stored")
 STAGE_HEIGHT = 300
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What the page says about a stream right now. num_bytes: per tier name. error: the line that ended the stream."""
+    """What the page says about a stream right now. num_bytes: per tier name. error: the line that ended the stream.
+
+    disk_lag_seconds: how much of the stream is not on disk yet; None where it is not remembered.
+    """
 
     state: str = "idle"
     label: str = ""
@@ -28,6 +31,7 @@ class Snapshot:
     num_seen_tokens: int = 0
     num_chunks: int = 0
     num_bytes: dict[str, int] = field(default_factory=dict)
+    disk_lag_seconds: float | None = None
     ttft_seconds: float = 0.0
     tokens_per_second: float = 0.0
     error: str = ""
@@ -65,6 +69,8 @@ def stage_html(snapshot: Snapshot, picture: Picture | None, moment: bool = False
 def _waiting(snapshot: Snapshot) -> str:
     if snapshot.state == "closed":
         return "This page has lost its stream. Reload it to begin again."
+    if snapshot.state == "stored":
+        return "A memory without its source. Ask about it, or choose a moment on the timeline."
     return "Choose a source and start it." if snapshot.state in ("idle", "ended", "failed") else "Waiting for the first frame…"
 
 
@@ -104,6 +110,7 @@ def telemetry_html(snapshot: Snapshot, tier_names: dict[str, str]) -> str:
         ("tokens kept / seen", f"{count(s.num_kept_tokens)} / {count(s.num_seen_tokens)}"),
         ("tokens dropped", dropped),
         *((f"{tier_names.get(tier, tier)} tier", size(num)) for tier, num in s.num_bytes.items()),
+        *([("not on disk yet", f"{s.disk_lag_seconds:.1f} s")] if s.disk_lag_seconds is not None else []),
         ("first token", f"{s.ttft_seconds:.2f} s" if s.ttft_seconds else "–"),
         ("tokens/s", f"{s.tokens_per_second:.1f}" if s.tokens_per_second else "–"),
     ]

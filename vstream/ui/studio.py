@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import re
+import secrets
 import threading
 import time
 from pathlib import Path
 
 from data.errors import MemoryBankError, SourceError, VStreamError
 from data.sources import open_source
+from memory.library import delete, memories
+from memory.opening import open_memory
+from memory.upkeep import forget_span
 from model_adapters.base import ModelAdapter
 from vstream.config import SessionConfig
+from vstream.remembered import memory_folder
+from vstream.session import StreamSession
 from vstream.turns import Turns
 from vstream.ui.tab import Tab
 
@@ -28,7 +35,8 @@ class PageError(VStreamError):
 class Studio:
     """The tabs by key. A key is known to its own page only.
 
-    start_source: what every page watches first; None: nothing. folder: where disk tiers lie; None: no disk tier.
+    start_source: what every page watches first; None: nothing. folder: the library, in which every stream gets a memory of its
+    own; None: nothing is written.
     """
 
     def __init__(
@@ -72,7 +80,7 @@ class Studio:
                 if time.monotonic() - self._tabs[oldest].last_seen < SILENT_SECONDS:
                     raise PageError(f"{self.max_tabs} pages are open, which is the most; close one and reload this page")
                 silent = self._tabs.pop(oldest)
-            tab = self._tabs[key] = Tab(self.adapter, self.config, self.turns, self.folder)
+            tab = self._tabs[key] = Tab(self.adapter, self.config, self.turns, self._new_memory if self.folder else None)
         if silent:
             silent.close()
         return tab
@@ -98,7 +106,10 @@ class Studio:
 
     def start_first(self, key: str) -> None:
         """Watch what the command line named."""
-        if self.start_source:
+        stored = memory_folder(self.start_source or "")
+        if stored is not None:
+            self.tab(key).open_stored(stored)
+        elif self.start_source:
             self.tab(key).start(open_source(self.start_source, allow_private_hosts=self.allow_private_hosts))
 
     def start_demo(self, key: str, seed: float | None, speed: float) -> None:
@@ -114,6 +125,50 @@ class Studio:
         if not url.lower().startswith(URL_SCHEMES):
             raise SourceError(f"this is not a stream's address; give one that begins with {', '.join(URL_SCHEMES)}")
         tab.start(open_source(url, allow_private_hosts=self.allow_private_hosts, allow_files=False))
+
+    def saved(self) -> list[str]:
+        """The names of the memories in the library, oldest first."""
+        return [folder.name for folder in memories(self.folder)] if self.folder else []
+
+    def saved_folder(self, name: str) -> Path:
+        """Where a saved memory lies. Raises PageError for a name that is not in the library: it comes from a browser."""
+        if self.folder is None or name not in self.saved():
+            raise PageError("choose a saved memory first")
+        return self.folder / name
+
+    def start_saved(self, key: str, name: str) -> None:
+        """Answer from a saved memory, without its source."""
+        self.tab(key).open_stored(self.saved_folder(name))
+
+    def forget(self, key: str, name: str, start_seconds: float, end_seconds: float) -> int:
+        """Really remove a span from a saved memory, be it the one that this page is writing. Returns the number of chunks."""
+        folder = self.saved_folder(name)
+        session = self._session_of(key, folder)
+        if session is not None and session.writes:
+            return len(self.tab(key).forget(start_seconds, end_seconds))
+        memory = open_memory(folder, write=True)
+        try:
+            return len(forget_span(memory, start_seconds, end_seconds))
+        finally:
+            memory.close()
+
+    def delete(self, key: str, name: str) -> None:
+        """Delete a saved memory. MemoryBankError if another page is writing it."""
+        folder = self.saved_folder(name)
+        if self._session_of(key, folder) is not None:
+            self.tab(key).leave()
+        delete(folder)
+
+    def _session_of(self, key: str, folder: Path) -> StreamSession | None:
+        """This page's session, if it is over the memory in `folder`."""
+        session = self.tab(key).session
+        return session if session is not None and session.memory is not None and session.memory.folder == folder else None
+
+    def _new_memory(self, label: str) -> Path:
+        """A name of its own for a new memory, from the time and the source."""
+        assert self.folder is not None
+        words = re.sub(r"[^A-Za-z0-9]+", "-", label).strip("-")[:40]
+        return self.folder / f"{time.strftime('%Y%m%d-%H%M%S')}-{words}-{secrets.token_hex(2)}"
 
     def start_upload(self, key: str, path: str) -> None:
         """Watch an uploaded file, which lies at a path that the server chose."""
@@ -131,5 +186,9 @@ class Studio:
 
 
 def check_source(spec: str, allow_private_hosts: bool = False) -> None:
-    """Open a source and close it again. Raises SourceError if it cannot be opened."""
+    """Open a source or a memory and close it again. Raises VStreamError if it cannot be opened."""
+    stored = memory_folder(spec)
+    if stored is not None:
+        open_memory(stored).close()
+        return
     open_source(spec, allow_private_hosts=allow_private_hosts).close()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -16,11 +16,13 @@ import numpy as np
 from data.errors import MemoryBankError, QuestionError, SourceError, VStreamError
 from data.frames import tick_of
 from data.sources import PushSource, Source
+from memory.records import Moment
 from model_adapters.base import ModelAdapter
 from vstream.answer import Answer, Evidence
 from vstream.config import SessionConfig
 from vstream.feeder import Feeder
 from vstream.ingest import ChunkRecord
+from vstream.remembered import stored_settings
 from vstream.session import StreamSession
 from vstream.turns import Turns
 from vstream.ui.dialogue import Exchange, finished_turns
@@ -37,11 +39,18 @@ CLOSE_WAIT_SECONDS = 30.0
 class Tab:
     """A stream session of its own, and the conversation about it. All tabs share one adapter and one `turns`."""
 
-    def __init__(self, adapter: ModelAdapter, config: SessionConfig, turns: Turns, folder: Path | None) -> None:
+    def __init__(
+        self,
+        adapter: ModelAdapter,
+        config: SessionConfig,
+        turns: Turns,
+        new_memory: Callable[[str], Path] | None = None,
+    ) -> None:
+        """new_memory: where a stream with this label is remembered; None: nowhere."""
         self.adapter = adapter
         self.config = config
         self.turns = turns
-        self.folder = folder
+        self.new_memory = new_memory
         self.tier_names = tier_names(adapter.device.type)
         self.session: StreamSession | None = None
         self.source: WatchedSource | None = None
@@ -57,6 +66,8 @@ class Tab:
         self.last_seen = time.monotonic()
         self.closed = False
         self._tokens_per_second = 0.0
+        self._num_stored = 0
+        """Chunks of the stored memory that is open."""
         self._camera: PushSource | None = None
         self._camera_seen = float("-inf")
         self._lock = threading.RLock()
@@ -72,7 +83,8 @@ class Tab:
                 raise SourceError("this page was closed; reload it")
             self._end_stream()
             try:
-                self.session = StreamSession(self.adapter, self.config, turns=self.turns, folder=self.folder)
+                memory = self.new_memory(source.info.label) if self.new_memory else None
+                self.session = StreamSession(self.adapter, self.config, turns=self.turns, memory=memory)
             except VStreamError:
                 source.close()
                 raise
@@ -81,6 +93,32 @@ class Tab:
             self.is_upload = is_upload
             self.feeder = Feeder(self.session, self.source).start()
             self.sent.clear()
+
+    def open_stored(self, folder: Path) -> None:
+        """Answer from a stored memory; there is nothing to watch. The stream before it is closed. Raises MemoryBankError."""
+        with self._lock:
+            if self.closed:
+                raise SourceError("this page was closed; reload it")
+            # Opened first: where that fails, what runs goes on.
+            config = self.config.replace(**stored_settings(folder))
+            session = StreamSession(self.adapter, config, turns=self.turns, memory=folder, read_only=True)
+            self._end_stream()
+            self.session, self.is_upload, self._num_stored = session, False, len(session.timeline)
+
+    def forget(self, start_seconds: float, end_seconds: float) -> list[int]:
+        """Really remove a span of the stream that is being watched, its large pictures too. Returns the ids of its chunks."""
+        if self.session is None:
+            raise QuestionError("there is no stream yet; choose a source and start it")
+        ids = self.session.forget(start_seconds, end_seconds)
+        if self.source is not None:
+            self.source.forget(start_seconds, end_seconds)
+        self.sent.clear()
+        return ids
+
+    def leave(self) -> None:
+        """Close the stream and its memory; the page stays open."""
+        with self._lock:
+            self._end_stream()
 
     def stop(self) -> None:
         """End the stream. What was watched can still be asked about."""
@@ -141,8 +179,10 @@ class Tab:
     def snapshot(self) -> Snapshot:
         """The stream in numbers, right now. Cheap: called about once a second per open page."""
         session, feeder, source = self.session, self.feeder, self.source
-        if session is None or feeder is None or source is None:
+        if session is None:
             return Snapshot("closed" if self.closed else "idle")
+        if feeder is None or source is None:
+            return self._stored_snapshot(session)
         self._rate.append((time.monotonic(), session.stats.num_frames))
         (t0, n0), (t1, n1) = self._rate[0], self._rate[-1]
         state = "paused" if feeder.state == "live" and self.camera_is_silent else feeder.state
@@ -156,15 +196,33 @@ class Tab:
             num_kept_tokens=session.stats.num_kept_tokens,
             num_seen_tokens=session.stats.num_seen_tokens,
             num_chunks=session.stats.num_chunks,
-            num_bytes={tier: session.bank.num_bytes(tier) for tier in ("gpu", "ram", *(("disk",) if self.folder else ()))},
+            num_bytes={tier: session.bank.num_bytes(tier) for tier in ("gpu", "ram", *(("disk",) if session.memory else ()))},
             ttft_seconds=session.stats.last_ttft_seconds,
             tokens_per_second=self._tokens_per_second,
             error=feeder.error or "",
-            warning=source.stats.warnings[-1] if source.stats.warnings else "",
+            disk_lag_seconds=session.writer.pending_seconds if session.writer else None,
+            warning=self._warning(session, source),
         )
 
-    def records(self) -> list[ChunkRecord]:
-        """All stored chunks in stream order."""
+    def _stored_snapshot(self, session: StreamSession) -> Snapshot:
+        """A memory without its source."""
+        return Snapshot(
+            state="stored",
+            label=session.memory.folder.name if session.memory else "",
+            now_seconds=session.now_seconds,
+            num_chunks=self._num_stored,
+            num_bytes={tier: session.bank.num_bytes(tier) for tier in ("gpu", "ram", "disk")},
+            ttft_seconds=session.stats.last_ttft_seconds,
+            tokens_per_second=self._tokens_per_second,
+        )
+
+    def _warning(self, session: StreamSession, source: Source) -> str:
+        """What is wrong with the disk, else with the source."""
+        disk = session.writer.error if session.writer else None
+        return disk or (source.stats.warnings[-1] if source.stats.warnings else "")
+
+    def records(self) -> Sequence[Moment]:
+        """What there is to draw of all stored chunks, in stream order."""
         return self.session.timeline if self.session else []
 
     def record(self, chunk_id: int) -> ChunkRecord | None:
@@ -181,7 +239,7 @@ class Tab:
     def evidence(self, exchange: Exchange) -> list[Evidence]:
         """The moments behind an answer; the chunk that was unfinished then goes by the id that it was stored under."""
         found = exchange.answer.evidence if exchange.answer else ()
-        length = self.config.chunk_seconds
+        length = self.session.config.chunk_seconds if self.session else self.config.chunk_seconds
         return [replace(e, chunk_id=tick_of(e.start_seconds, 1 / length)) if e.chunk_id < 0 else e for e in found]
 
     def _large(self, chunk_id: int) -> bytes | None:

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
-from vstream.ingest import ChunkRecord
+from memory.records import Moment
 from vstream.ui.text import clock, escaped, percent, span
 
 MAX_BARS = 240
@@ -33,7 +33,7 @@ class Bar:
 
 
 def bars_of(
-    records: Sequence[ChunkRecord],
+    records: Sequence[Moment],
     tier_of: Callable[[int], str | None],
     marked: Collection[int] = (),
     max_bars: int = MAX_BARS,
@@ -46,13 +46,13 @@ def bars_of(
     width = length
     while seconds / width > max_bars - 1:
         width *= 2
-    runs: dict[int, list[ChunkRecord]] = {}
+    runs: dict[int, list[Moment]] = {}
     for record in records:
         runs.setdefault(int((record.start_seconds + 1e-6) // width), []).append(record)
     return [_bar(run, tier_of, marked) for run in runs.values()]
 
 
-def _bar(run: list[ChunkRecord], tier_of: Callable[[int], str | None], marked: Collection[int]) -> Bar:
+def _bar(run: list[Moment], tier_of: Callable[[int], str | None], marked: Collection[int]) -> Bar:
     hits = [record for record in run if record.chunk_id in marked]
     seen = sum(record.num_seen_tokens for record in run)
     return Bar(

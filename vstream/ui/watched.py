@@ -38,6 +38,10 @@ class WatchedSource(Source):
     def stats(self) -> SourceStats:
         return self.inner.stats
 
+    @property
+    def recording_key(self) -> str:
+        return self.inner.recording_key
+
     def frames(self, fps: float, start_seconds: float = 0.0) -> Iterator[Frame]:
         """See `Source.frames`."""
         last = None
@@ -68,6 +72,17 @@ class WatchedSource(Source):
         """The JPEG of a chunk's first frame, if it is still held."""
         with self._lock:
             return self._pictures.get(chunk_id)
+
+    def forget(self, start_seconds: float, end_seconds: float) -> None:
+        """Throw away the pictures of the chunks that overlap a span, and the newest frame if it is in one of them."""
+        first = tick_of(start_seconds, 1 / self.chunk_seconds)
+        with self._lock:
+            for slot in list(self._pictures):
+                if first <= slot and slot * self.chunk_seconds < end_seconds:
+                    del self._pictures[slot]
+        newest = self._newest
+        if newest is not None and first * self.chunk_seconds <= newest.pts_seconds < end_seconds:
+            self._newest = self._preview = None
 
     def _keep(self, slot: int, jpeg: bytes) -> None:
         with self._lock:

@@ -1,0 +1,101 @@
+"""The library on the page: saved memories, opened without their source, thinned out and deleted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import gradio as gr
+
+from data.errors import QuestionError, VStreamError
+from memory.library import describe
+from vstream.ui.handlers import Handlers, Updates, key_of
+from vstream.ui.stage import notice_html
+from vstream.ui.studio import Studio
+from vstream.ui.text import clock, escaped, seconds_of, size
+
+WITHOUT = "Streams are not remembered. Start with --memory DIR to keep them in a folder of yours; nothing is written otherwise."
+WITH = "What was watched is kept in {folder}, for everybody who may open this page."
+
+
+def library_parts(studio: Studio) -> dict[str, Any]:
+    """The Library tab. Returns its parts by name."""
+    with gr.Tab("Library", id="library") as tab:
+        note = WITH.format(folder=studio.folder) if studio.folder else WITHOUT
+        gr.HTML(f'<p class="vs-note">{escaped(note)}</p>')
+        parts: dict[str, Any] = {"tab": tab}
+        on = studio.folder is not None
+        with gr.Row(elem_classes="vs-source", visible=on):
+            parts["saved"] = gr.Dropdown([], label="Saved memories", min_width=220, scale=3, elem_id="saved")
+            parts["open"] = gr.Button("Open", variant="primary", min_width=90, elem_id="open-saved")
+        with gr.Row(elem_classes="vs-source", visible=on):
+            parts["start"] = gr.Textbox(label="Forget from", placeholder="2:14", max_length=20, elem_id="forget-from")
+            parts["end"] = gr.Textbox(label="to", placeholder="2:20", max_length=20, elem_id="forget-to")
+            parts["forget"] = gr.Button("Forget this span", min_width=130, elem_id="forget")
+        with gr.Row(elem_classes="vs-source", visible=on):
+            parts["sure"] = gr.Checkbox(label="Yes, delete all of it", min_width=150, elem_id="sure")
+            parts["delete"] = gr.Button("Delete this memory", variant="stop", min_width=130, elem_id="delete-saved")
+    return parts
+
+
+def wire_library(
+    studio: Studio, handlers: Handlers, parts: dict[str, Any], started: Sequence[Any], options: dict[str, Any]
+) -> None:
+    """started: the notice, the pieces, the chat and the chips."""
+    shelf = Shelf(studio, handlers)
+    saved, notice = parts["saved"], started[0]
+    parts["tab"].select(shelf.choices, None, saved, **options)
+    parts["open"].click(shelf.open, saved, list(started), **options)
+    parts["forget"].click(shelf.forget, [saved, parts["start"], parts["end"]], [notice, saved], **options)
+    parts["delete"].click(shelf.delete, [saved, parts["sure"]], [notice, saved, parts["sure"]], **options)
+
+
+class Shelf:
+    """The handlers of the Library tab; they hold nothing of a page themselves."""
+
+    def __init__(self, studio: Studio, handlers: Handlers) -> None:
+        self.studio = studio
+        self.handlers = handlers
+
+    def choices(self) -> Any:
+        """The saved memories, newest first."""
+        return gr.update(choices=[(self._words(name), name) for name in reversed(self.studio.saved())])
+
+    def open(self, name: str | None, request: gr.Request) -> Updates:
+        """Returns the notice, the pieces, the chat and the chips."""
+        key = key_of(request)
+        return self.handlers.start(key, lambda: self.studio.start_saved(key, name or ""))
+
+    def forget(self, name: str | None, start: str, end: str, request: gr.Request) -> Updates:
+        """Returns the notice and the choices."""
+        try:
+            first, last = seconds_of(start), seconds_of(end)
+            if first is None or last is None:
+                raise QuestionError("say from when to when to forget, in seconds like 134, or 2:14")
+            num = self.studio.forget(key_of(request), name or "", first, last)
+        except VStreamError as error:
+            return notice_html(str(error)), gr.skip()
+        words = f"{num} chunks between {clock(first)} and {clock(last)} are forgotten"
+        return notice_html(words, "done"), self.choices()
+
+    def delete(self, name: str | None, sure: bool, request: gr.Request) -> Updates:
+        """Returns the notice, the choices and the check box."""
+        try:
+            if not sure:
+                raise QuestionError("tick the box first: what is deleted is gone")
+            self.studio.delete(key_of(request), name or "")
+        except VStreamError as error:
+            return notice_html(str(error)), gr.skip(), gr.skip()
+        return notice_html("the memory is deleted", "done"), gr.update(value=None, **_choices_of(self.choices())), False
+
+    def _words(self, name: str) -> str:
+        try:
+            found = describe(self.studio.saved_folder(name))
+        except VStreamError as error:
+            return f"{name}: {error}"
+        source = found.sittings[-1].source if found.sittings else name
+        return f"{source}, {clock(found.end_seconds)}, {size(found.num_bytes)} ({name})"
+
+
+def _choices_of(update: Any) -> dict[str, Any]:
+    return {"choices": update["choices"]}
