@@ -15,6 +15,8 @@ from vstream.models import add_model_flags
 EVALUATIONS = {
     "needle": ("eval.needle", "accuracy and retrieval on the synthetic world, with all controls"),
     "efficiency": ("eval.efficiency", "ingest rate, latency against stream length, tokens, bytes and memory"),
+    "crash": ("eval.crash", "what killing the writer at any moment leaves of a stored memory"),
+    "reopen": ("eval.reopen", "time to reopen a stored memory against its length, and the cost of checksums"),
 }
 
 
