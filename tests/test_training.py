@@ -20,9 +20,10 @@ from model_adapters.registry import load_adapter
 from model_adapters.tiny.asking import Stretch
 from model_adapters.tiny.config import build_tokenizer, number_codes
 from model_adapters.tiny.library import CELLS, Library
-from model_adapters.tiny.losses import Watcher, retrieval_loss
+from model_adapters.tiny.losses import Watcher
 from model_adapters.tiny.optim import Optimizers, save_state
 from model_adapters.tiny.samples import PAD, QUESTION, SINK, Batch, Sampler
+from model_adapters.tiny.searching import retrieval_loss
 from model_adapters.tiny.train import fix_numbers, forward
 from vstream.config import SessionConfig
 from vstream.session import StreamSession
@@ -335,9 +336,18 @@ def test_saved_state_goes_on_exactly(fresh, tokenizer, library, tmp_path) -> Non
 
 
 @torch.inference_mode()
+def names_it(stretch, k: int, question: str) -> bool:
+    """Whether the question names what is on screen in chunk k, or what was before."""
+    now = stretch.world.on_screen(stretch.start + k)
+    since = now.start_seconds if now else stretch.start + k
+    before = [s.name for s in stretch.world.stays if s.end_seconds <= since][-1:]
+    return any(f" {name} " in question for name in [*([now.name] if now else []), *before])
+
+
 def test_the_retrieval_loss_scores_as_the_retriever_does(model, random_folder, tokenizer, library) -> None:
     """Mean key per chunk against the mean query of question and sink, as `KeySimilarity` and `encode_question` see them."""
-    batch = sampler(tokenizer, library, 6, num_questions=4).batch(10, 300)
+    made = sampler(tokenizer, library, 6, num_questions=4)
+    batch = made.batch(10, 300)
     twin = copy.deepcopy(model)
     watcher = Watcher(twin.model.language_model)
     forward(twin, library, batch)
@@ -352,14 +362,20 @@ def test_the_retrieval_loss_scores_as_the_retriever_does(model, random_folder, t
             if a.family not in ("at", "when", "did", "which", "after") or not a.evidence or a.chunk <= 2:
                 continue
             query = adapter.encode_question(a.question).per_layer
-            scores = []
-            for k in range(a.chunk + 1):
-                mean = keys[:, b, batch.owner[b] == k].mean(1)
-                scores.append(float((mean * query).sum()))
-            row = torch.tensor(scores).log_softmax(0)
-            losses.append(-float(row[a.evidence].mean()))
-            best = sorted(range(len(scores)), key=lambda k: -scores[k])[:8]
-            recalls.append(sum(k in best for k in a.evidence) / len(a.evidence))
+            wanted = {(b, k) for k in a.shown or a.evidence}
+            scores = {}
+            for e, stretch in enumerate(made.stretches):
+                for k in range(stretch.num):
+                    if (
+                        (e, k) in wanted
+                        or (e == b and k <= a.chunk and a.family != "after")
+                        or (a.family != "at" and (e != b or k <= a.chunk) and not names_it(stretch, k, a.question))
+                    ):
+                        scores[e, k] = float((keys[:, e, batch.owner[e] == k].mean(1) * query).sum().detach())
+            row = dict(zip(scores, torch.tensor(list(scores.values())).log_softmax(0), strict=True))
+            losses.append(-np.mean([float(row[k]) for k in wanted]))
+            best = sorted(scores, key=lambda k: -scores[k])[:8]
+            recalls.append(sum(k in best for k in wanted) / len(wanted))
     assert losses and float(loss) == pytest.approx(np.mean(losses), rel=1e-3)
     assert recall == pytest.approx(np.mean(recalls))
 

@@ -1,4 +1,4 @@
-"""The helping losses of training: retrieval by key similarity, and time carried by what is seen."""
+"""The helping losses of training: time carried by what is seen, and where a question and its answer look."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from model_adapters.tiny.labels import UNKNOWN
 from model_adapters.tiny.samples import QUESTION, Batch
 from model_adapters.tiny.states import MIDDLE
 
-RETRIEVED_FAMILIES = ("at", "when", "did", "which", "after")
 EARLY, STAMPED = 1, 500
 """After which layer visual tokens should carry their time, and how many of them are asked per step."""
 
@@ -46,34 +45,6 @@ class Watcher:
         keys, queries = torch.stack(self.keys), torch.stack(self.queries)
         self.keys, self.queries = [], []
         return keys, queries
-
-
-def retrieval_loss(keys: torch.Tensor, queries: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, float]:
-    """Cross-entropy of key similarity against the chunks that prove each answer, and the recall at 8 of those chunks.
-
-    The score is the retriever's own: mean key per chunk, layer and KV head, times the mean question query, summed.
-    """
-    layers, size, _, kv_heads, dim = keys.shape
-    num_chunks = batch.visible.shape[2]
-    owner = torch.where((batch.owner >= 0) & (batch.owner < QUESTION), batch.owner, num_chunks)
-    one_hot = F.one_hot(owner, num_chunks + 1)[..., :num_chunks].to(keys.dtype)
-    mean = one_hot / one_hot.sum(1, keepdim=True).clamp(min=1)
-    chunk_keys = torch.einsum("bsc,lbshd->blchd", mean, keys)
-    mask = batch.question_mask.to(queries.dtype)
-    q = torch.einsum("bs,lbsgd->lbgd", mask / mask.sum(1, keepdim=True), queries)
-    q = q.view(layers, size, -1, kv_heads, q.shape[2] // kv_heads, dim).sum(4) * dim**-0.5
-    scores = torch.einsum("lbqhd,blchd->bqc", q, chunk_keys).float()
-    losses, recalls = [], []
-    for b, asked in enumerate(batch.asked):
-        for j, a in enumerate(asked):
-            if a.family in RETRIEVED_FAMILIES and a.evidence and a.chunk > 2:
-                row = scores[b, j, : a.chunk + 1]
-                losses.append(-row.log_softmax(0)[a.evidence].mean())
-                top = row.topk(min(8, len(row))).indices.tolist()
-                recalls.append(sum(k in top for k in a.evidence) / len(a.evidence))
-    if not losses:
-        return scores.sum() * 0, 1.0
-    return torch.stack(losses).mean(), float(np.mean(recalls))
 
 
 def stamp_loss(

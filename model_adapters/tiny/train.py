@@ -18,16 +18,17 @@ import torch.nn.functional as F
 
 from model_adapters.tiny.config import CHECKPOINT, build_model, build_tokenizer, write_side_files
 from model_adapters.tiny.library import Library
-from model_adapters.tiny.losses import Watcher, look_loss, match_loss, retrieval_loss, stamp_loss
+from model_adapters.tiny.losses import Watcher, look_loss, match_loss, stamp_loss
 from model_adapters.tiny.optim import Optimizers, save_state
 from model_adapters.tiny.samples import QUESTION, Batch, Sampler
+from model_adapters.tiny.searching import retrieval_loss
 from model_adapters.tiny.states import StateHeads
 from model_adapters.tiny.warmup import warm_up
 
 STREAM_SECONDS = 48
 SEARCHED = 2
 """Every how many steps the retrieval loss joins in."""
-STAMP_WEIGHT, STATE_WEIGHT, SEARCH_WEIGHT, MATCH_WEIGHT = 0.2, 0.1, 0.1, 0.15
+STAMP_WEIGHT, STATE_WEIGHT, SEARCH_WEIGHT, MATCH_WEIGHT = 0.2, 0.1, 0.2, 0.15
 """What the helping losses count beside that of the answers."""
 REFRESHED = 4
 """Streams of the library that are replaced every ten steps."""
