@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 from data.errors import VStreamError
-from vstream.config import Parser, add_flags, from_flags
-from vstream.models import add_model_flags, chosen_model
+from vstream.config import Parser, add_flags
+from vstream.models import add_model_flags, chosen_model, chosen_settings
 
 
 def parsed(argv: list[str] | None) -> argparse.Namespace:
@@ -37,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
 
         check_host(args.host, args.token, args.insecure)
         certificate = (existing_file(args.certificate[0]), existing_file(args.certificate[1])) if args.certificate else None
-        config = from_flags(args)
+        config = chosen_settings(args)
         source = args.source or DEMO_SOURCE
         check_source(source, args.allow_private_hosts)
         studio = Studio(

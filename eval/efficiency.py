@@ -22,8 +22,8 @@ from eval.scoring import median
 from model_adapters.base import ModelAdapter, TokenRun
 from retrieval.baselines import NoneRetriever
 from vstream.answer import Answerer
-from vstream.config import SessionConfig, from_flags
-from vstream.models import chosen_model
+from vstream.config import SessionConfig
+from vstream.models import chosen_model, chosen_settings
 from vstream.progress import Progress
 from vstream.session import StreamSession
 
@@ -39,7 +39,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Measure and print; returns the result as JSON-ready values."""
-    config = from_flags(args)
+    config = chosen_settings(args)
     before = resident_bytes()
     adapter = chosen_model(args).load(config.gpu_bytes)
     loaded = resident_bytes()

@@ -19,8 +19,7 @@ from data.world import World, make_world
 from eval.arms import Arm, make_arms, remember
 from eval.report import hardware_words, table, write_json
 from eval.scoring import Rate, exact, median, rate, recall_precision
-from vstream.config import from_flags
-from vstream.models import chosen_model
+from vstream.models import chosen_model, chosen_settings
 from vstream.progress import Progress
 from vstream.recorded import Reel
 from vstream.session import StreamSession
@@ -57,7 +56,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Measure and print; returns the result as JSON-ready values."""
-    config = from_flags(args)
+    config = chosen_settings(args)
     adapter = chosen_model(args).load(config.gpu_bytes)
     records: list[Record] = []
     with Progress("needle", args.streams, "streams") as progress:

@@ -10,11 +10,12 @@ from data.errors import AdapterError
 from model_adapters.base import ModelAdapter
 from model_adapters.budget import Budget, estimate, gib
 from model_adapters.loading import EMBEDDED, Checkpoint, find_checkpoint
+from model_adapters.presets import Preset, preset_for
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["DTYPES", "EMBEDDED", "FAMILIES", "Budget", "gib", "load_adapter", "memory_needed"]
+__all__ = ["DTYPES", "EMBEDDED", "FAMILIES", "Budget", "Preset", "gib", "load_adapter", "memory_needed", "preset_for"]
 
 FAMILIES: dict[str, tuple[str, str]] = {
     "qwen3_vl": ("model_adapters.qwen3_vl", "Qwen3VLAdapter"),
@@ -40,6 +41,7 @@ def load_adapter(
     device_map: str | Mapping[str, Any] | None = None,
     attn_implementation: str | None = None,
     revision: str | None = None,
+    max_pixels: int | None = None,
     kv_bytes: int = 0,
 ) -> ModelAdapter:
     """Load a model by the name `embedded`, a local folder, or a hub id.
@@ -47,7 +49,8 @@ def load_adapter(
     dtype: a torch dtype or one of DTYPES; `auto`: as stored; default: float32 on the CPU, as stored elsewhere. device:
     default CUDA where there is one. device_map: `auto` or a map from modules to devices, for accelerate; instead of
     device. attn_implementation: of transformers, for the text model; default: our own mask-free causal attention over
-    sdpa. revision: branch, tag or commit of a hub id. kv_bytes: memory that will be wanted for chunks on the device.
+    sdpa. revision: branch, tag or commit of a hub id. max_pixels: area of a frame, for families whose frames have no fixed
+    size; default: the checkpoint's own. kv_bytes: memory that will be wanted for chunks on the device.
     Raises AdapterError with one line that says what was wrong and what to do.
     """
     from jinja2 import TemplateError
@@ -61,11 +64,10 @@ def load_adapter(
     _budget(checkpoint, wanted, placement).check(kv_bytes)
     module, adapter = FAMILIES[checkpoint.family]
     options: dict[str, Any] = {"dtype": wanted or "auto", "device_map": placement}
-    if attn_implementation is not None:
-        options["attn_implementation"] = attn_implementation
+    options |= {"attn_implementation": attn_implementation, "max_pixels": max_pixels}
     try:
         return getattr(importlib.import_module(module), adapter).load(name_or_path, checkpoint.folder, **options)
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, TemplateError) as error:
+    except (OSError, ImportError, ValueError, KeyError, RuntimeError, SafetensorError, TemplateError) as error:
         reason = " ".join(str(error).split())[:200]
         raise AdapterError(f"{name_or_path} cannot be loaded: {reason}") from error
 

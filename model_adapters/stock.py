@@ -95,22 +95,38 @@ class StockAdapter(DecoderAdapter):
         self.head, self.before, self.middle, self.between, self.tail = self._prompt_parts()
 
     @classmethod
-    def load(cls, name: str, folder: Path, **options: Any) -> StockAdapter:
-        """Load from a local folder in the layout of a hub checkpoint. Raises AdapterError with one line."""
+    def load(
+        cls,
+        name: str,
+        folder: Path,
+        *,
+        attn_implementation: str | None = None,
+        max_pixels: int | None = None,
+        **options: Any,
+    ) -> StockAdapter:
+        """Load from a local folder in the layout of a hub checkpoint. Raises AdapterError with one line.
+
+        attn_implementation: of the language model; default: ours, which needs no mask. max_pixels: area of a frame. Other
+        options go to `from_pretrained`.
+        """
         attention.register()
         transformers_logging.disable_progress_bar()
         loaded: Any = getattr(transformers, cls.model_class).from_pretrained(
             folder,
             use_safetensors=True,
-            attn_implementation={"": "sdpa", "text_config": attention.NAME, "vision_config": "sdpa"},
+            attn_implementation={"": "sdpa", "text_config": attn_implementation or attention.NAME, "vision_config": "sdpa"},
             local_files_only=True,
             output_loading_info=True,
             **options,
         )
         model, loading = loaded
         if loading["missing_keys"]:
-            lost = sorted(loading["missing_keys"])
-            raise AdapterError(f"{name} lacks {len(lost)} of its weights, {lost[0]} among them; download the checkpoint again")
+            lost, foreign = sorted(loading["missing_keys"]), loading["unexpected_keys"]
+            what = f"holds {len(foreign)} of another model; its config.json and its weights do not belong together"
+            raise AdapterError(
+                f"{name} lacks {len(lost)} of its weights, {lost[0]} among them"
+                + (f", and {what}" if foreign else "; download the checkpoint again")
+            )
         refuse_what_cannot_be_cut(name, model.config.get_text_config())
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         template = folder / "chat_template.json"
@@ -121,7 +137,10 @@ class StockAdapter(DecoderAdapter):
             raise AdapterError(
                 f"the tokenizer of {name} lacks the special token {missing[0]}; use the checkpoint's own tokenizer"
             )
-        return cls(model, tokenizer, cls.read_pixels(folder), name, fingerprint(folder))
+        spec, print_ = cls.read_pixels(folder), fingerprint(folder)
+        if max_pixels is not None:
+            spec, print_ = limited(name, spec, max_pixels), f"{print_}-{max_pixels}"
+        return cls(model, tokenizer, spec, name, print_)
 
     @classmethod
     def read_pixels(cls, folder: Path) -> Any:
@@ -183,6 +202,15 @@ class StockAdapter(DecoderAdapter):
         last = len(chunk.pts_seconds) - 1
         first = slot * self.frames_per_slot
         return (chunk.pts_seconds[min(first, last)] + chunk.pts_seconds[min(first + self.frames_per_slot - 1, last)]) / 2
+
+
+def limited(name: str, spec: Any, max_pixels: int) -> PixelSpec:
+    """`spec` with frames of at most this area. Raises AdapterError where a family's frames have one size only."""
+    if not isinstance(spec, PixelSpec):
+        raise AdapterError(f"frames of {name} have one size, which max_pixels {max_pixels} cannot change; leave it out")
+    if max_pixels < spec.cell**2:
+        raise AdapterError(f"max_pixels is {max_pixels}, less than one token of {name}; give at least {spec.cell**2}")
+    return replace(spec, max_pixels=max_pixels, min_pixels=min(spec.min_pixels, max_pixels))
 
 
 def refuse_what_cannot_be_cut(name: str, text: Any) -> None:

@@ -14,9 +14,9 @@ from data.sources.doctor import check
 from memory import open_memory
 from vstream import batch as batch_
 from vstream.answer import Answer, answer_fields, checked_question
-from vstream.config import SessionConfig, from_flags
+from vstream.config import SessionConfig
 from vstream.model_report import model_rows
-from vstream.models import chosen_model
+from vstream.models import chosen_model, chosen_settings
 from vstream.progress import Progress
 from vstream.recorded import Reel
 from vstream.remembered import memory_folder, stored_settings
@@ -29,7 +29,7 @@ def ask(args: argparse.Namespace) -> int:
     stored = memory_folder(args.source)
     if stored is not None and args.memory is not None:
         raise ConfigError(f"{args.source} is a memory already; leave --memory out")
-    config = from_flags(args, stored_settings(stored or args.memory))
+    config = chosen_settings(args, stored_settings(stored or args.memory))
     at = check_time(args.at)
     if stored is not None:
         # Opened before the model is loaded: what is no memory is told at once.
@@ -105,7 +105,7 @@ def print_answer(answer: Answer, session: StreamSession, as_json: bool) -> None:
 
 def batch(args: argparse.Namespace) -> int:
     """Answer a table of questions; bad rows are told in the output and stop nothing."""
-    job = batch_.Job(chosen_model(args), from_flags(args), args.memory, args.allow_private_hosts)
+    job = batch_.Job(chosen_model(args), chosen_settings(args), args.memory, args.allow_private_hosts)
     failed, total = batch_.run(args.questions, args.out, job, args.workers, args.limit)
     sys.stderr.write(f"{total - failed} of {total} rows answered, in {args.out}\n")
     return 0
@@ -129,7 +129,7 @@ def doctor(args: argparse.Namespace) -> int:
         ("index", True, create_index(8).kind),
         *check(),
     ]
-    rows += model_rows(chosen_model(args), from_flags(args))
+    rows += model_rows(chosen_model(args), chosen_settings(args))
     for name, works, detail in rows:
         print(f"{'ok ' if works else '-- '} {name:<18} {detail}")
     return 0

@@ -9,9 +9,9 @@ from data.change import num_cells
 from data.errors import AdapterError
 from data.frames import Chunk
 from model_adapters.base import ModelAdapter
-from model_adapters.registry import Budget, gib
+from model_adapters.registry import Budget, gib, preset_for
 from vstream.config import SessionConfig
-from vstream.models import ModelChoice
+from vstream.models import ModelChoice, preset_line
 
 HEIGHT, WIDTH = 720, 1280
 """The picture that costs are told for."""
@@ -23,6 +23,9 @@ Row = tuple[str, bool, str]
 def model_rows(choice: ModelChoice, config: SessionConfig) -> list[Row]:
     """What `doctor` prints of a model. What cannot be loaded is a row; what can be told without loading it still is."""
     rows: list[Row] = []
+    preset = preset_for(choice.model)
+    if preset is not None:
+        rows.append(("preset", True, preset_line(preset)))
     try:
         budget = choice.needs()
         rows.append(("weights", True, weights_line(budget)))

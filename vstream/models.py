@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass, fields
+import sys
+from dataclasses import dataclass, fields, replace
 
 from model_adapters.base import ModelAdapter
-from model_adapters.registry import DTYPES, EMBEDDED, Budget, load_adapter, memory_needed
+from model_adapters.registry import DTYPES, EMBEDDED, Budget, Preset, load_adapter, memory_needed, preset_for
+from vstream.config import SessionConfig, from_flags
 
 
 @dataclass(frozen=True)
@@ -17,14 +19,18 @@ class ModelChoice:
     dtype: str | None = None
     device_map: str | None = None
     revision: str | None = None
+    max_pixels: int | None = None
 
     def load(self, kv_bytes: int = 0) -> ModelAdapter:
         """Raises AdapterError. kv_bytes: what the session may store on the device."""
-        return load_adapter(self.model, dtype=self.dtype, device_map=self.device_map, revision=self.revision, kv_bytes=kv_bytes)
+        return load_adapter(self.model, **self._options(), max_pixels=self.max_pixels, kv_bytes=kv_bytes)
 
     def needs(self) -> Budget:
         """What it takes in memory, told without loading it. Raises AdapterError."""
-        return memory_needed(self.model, dtype=self.dtype, device_map=self.device_map, revision=self.revision)
+        return memory_needed(self.model, **self._options())
+
+    def _options(self) -> dict[str, str | None]:
+        return {"dtype": self.dtype, "device_map": self.device_map, "revision": self.revision}
 
 
 def add_model_flags(parser: argparse.ArgumentParser) -> None:
@@ -33,8 +39,32 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", choices=DTYPES, help="of weights and KV; default: float32 on the CPU, else as stored")
     parser.add_argument("--device-map", metavar="MAP", help="cpu, cuda, cuda:1, or auto to spread over what is there")
     parser.add_argument("--revision", help="branch, tag or commit of a hub id; default: main")
+    parser.add_argument("--max-pixels", type=int, metavar="AREA", help="of a frame as the model sees it; default: its own")
 
 
 def chosen_model(args: argparse.Namespace) -> ModelChoice:
-    """The choice that the parsed flags describe."""
-    return ModelChoice(**{field.name: getattr(args, field.name) for field in fields(ModelChoice)})
+    """The choice that the parsed flags describe; what they leave open, a published system's preset decides."""
+    choice = ModelChoice(**{field.name: getattr(args, field.name) for field in fields(ModelChoice)})
+    preset = preset_for(choice.model)
+    return replace(choice, max_pixels=preset.max_pixels) if preset and choice.max_pixels is None else choice
+
+
+def chosen_settings(args: argparse.Namespace) -> SessionConfig:
+    """The session that the parsed flags describe; what they leave open, a published system's preset decides, and says so."""
+    preset = preset_for(args.model)
+    if preset is None:
+        return from_flags(args)
+    sys.stderr.write(f"{preset_line(preset)}; flags go before it\n")
+    # A threshold belongs to the level that it was published for.
+    own_drop = args.drop is not None
+    return from_flags(args, {name: value for name, value in preset.settings.items() if not (own_drop and "drop" in name)})
+
+
+def preset_line(preset: Preset) -> str:
+    """One line: what a preset sets, and what is known of the system beside that."""
+    known = dict(preset.settings)
+    for name in ("max_pixels", "prompt", "silence"):
+        if getattr(preset, name) is not None:
+            known[name] = getattr(preset, name)
+    values = (f"{name} {value!r}" if isinstance(value, str) else f"{name} {value:g}" for name, value in known.items())
+    return f"preset of {preset.system}: {', '.join(values)}"

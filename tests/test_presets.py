@@ -1,0 +1,88 @@
+"""Presets of published systems: which names they match, that they are valid, and that flags go before them."""
+
+from __future__ import annotations
+
+import shutil
+from argparse import ArgumentParser, Namespace
+
+import pytest
+
+from data.errors import AdapterError
+from model_adapters.presets import PRESETS, Preset, preset_for
+from model_adapters.registry import FAMILIES, load_adapter
+from vstream.__main__ import main
+from vstream.config import SessionConfig, add_flags
+from vstream.models import add_model_flags, chosen_model, chosen_settings
+
+NAMES = {
+    "wyccccc/TimeChatOnline-7B": "TimeChat-Online",
+    "/models/timechat-online-7b/": "TimeChat-Online",
+    "mit-han-lab/StreamingVLM": "StreamingVLM",
+    "chenjoya/LiveCC-7B-Instruct": "LiveCC",
+    "zhang9302002/Flash-VStream-Qwen-7b": "Flash-VStream",
+    "llava-hf/llava-onevision-qwen2-7b-ov-hf": "ReKV",
+    "embedded": None,
+    "Qwen/Qwen3-VL-4B-Instruct": None,
+    "/home/livecc/Qwen2-VL-7B-Instruct": None,
+}
+
+
+def parsed(*argv: str) -> Namespace:
+    parser = ArgumentParser()
+    add_model_flags(parser)
+    add_flags(parser)
+    return parser.parse_args(argv)
+
+
+@pytest.mark.parametrize("name,system", NAMES.items())
+def test_a_preset_is_found_by_the_checkpoints_own_name(name: str, system: str | None) -> None:
+    found = preset_for(name)
+    assert (found.system if found else None) == system
+
+
+@pytest.mark.parametrize("preset", PRESETS, ids=lambda p: p.system)
+def test_presets_are_valid_settings(preset: Preset) -> None:
+    assert SessionConfig(**preset.settings) != SessionConfig()
+    assert preset.max_pixels is None or preset.max_pixels >= 28 * 28
+
+
+def test_flags_go_before_a_preset(capsys) -> None:
+    name = "wyccccc/TimeChatOnline-7B"
+    config = chosen_settings(parsed("--model", name))
+    assert (config.fps, config.drop, config.drop_threshold, config.drop_reference) == (1.0, "feature", 0.5, "previous")
+    said = capsys.readouterr().err
+    assert len(said.splitlines()) == 1 and "TimeChat-Online" in said and "drop_threshold 0.5" in said
+    config = chosen_settings(parsed("--model", name, "--fps", "2", "--drop-threshold", "0.25"))
+    assert (config.fps, config.drop, config.drop_threshold) == (2.0, "feature", 0.25)
+    # A threshold for embeddings says nothing about pixels.
+    config = chosen_settings(parsed("--model", name, "--drop", "pixel"))
+    assert (config.drop, config.drop_threshold, config.drop_reference) == ("pixel", None, "last_kept")
+    assert chosen_model(parsed("--model", name)).max_pixels == 448 * 448
+    assert chosen_model(parsed("--model", name, "--max-pixels", "3136")).max_pixels == 3136
+    capsys.readouterr()
+    assert chosen_settings(parsed()) == SessionConfig() and not capsys.readouterr().err
+
+
+def test_frames_are_made_no_larger_than_asked(random_folder, random_adapter) -> None:
+    from test_adapter import still
+
+    from data.frames import Chunk
+
+    chunk = Chunk(0, still(200, 300)[None], (0.0,), 0.0, 1.0)
+    small = load_adapter(str(random_folder), device="cpu", max_pixels=4096)
+    picture = small.picture(chunk)
+    assert picture.shape[-2] * picture.shape[-1] <= 4096 < random_adapter.picture(chunk)[0, 0].numel()
+    assert small.info.fingerprint != random_adapter.info.fingerprint
+    with pytest.raises(AdapterError, match="less than one token"):
+        load_adapter(str(random_folder), device="cpu", max_pixels=100)
+
+
+def test_doctor_shows_the_preset(random_folder, tmp_path, capsys) -> None:
+    folder = shutil.copytree(random_folder, tmp_path / "LiveCC-7B-Instruct")
+    assert main(["doctor", "--model", str(folder), "--max-pixels", "16384"]) == 0
+    rows = capsys.readouterr().out
+    assert "preset of LiveCC" in rows and "silence ' ...'" in rows and "qwen3_vl" in rows
+
+
+def test_the_systems_families_are_known() -> None:
+    assert {"qwen2_vl", "qwen2_5_vl", "llava_onevision"} <= set(FAMILIES)
