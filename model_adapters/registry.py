@@ -22,6 +22,7 @@ FAMILIES: dict[str, tuple[str, str]] = {
     "llava_onevision": ("model_adapters.llava_onevision", "LlavaOnevisionAdapter"),
     "internvl": ("model_adapters.internvl", "InternVLAdapter"),
     "smolvlm": ("model_adapters.smolvlm", "SmolVLMAdapter"),
+    "video_llama_3": ("model_adapters.video_llama_3", "VideoLlama3Adapter"),
     "qwen3_vl_moe": ("model_adapters.qwen3_vl", "Qwen3VLMoeAdapter"),
     "qwen2_5_vl": ("model_adapters.qwen2_5_vl", "Qwen25VLAdapter"),
     "qwen2_vl": ("model_adapters.qwen2_vl", "Qwen2VLAdapter"),

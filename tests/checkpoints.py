@@ -18,6 +18,8 @@ from transformers import (
     Qwen3VLForConditionalGeneration,
     SmolVLMConfig,
     SmolVLMForConditionalGeneration,
+    VideoLlama3Config,
+    VideoLlama3ForConditionalGeneration,
 )
 
 from model_adapters.tiny.config import build_config, build_tokenizer, write_side_files
@@ -189,4 +191,31 @@ def save_smolvlm(folder: Path, dtype: torch.dtype = torch.float32, seed: int = 0
         **NORMAL,
     }
     (folder / "preprocessor_config.json").write_text(json.dumps(settings))
+    return folder
+
+
+def save_video_llama_3(folder: Path, dtype: torch.dtype = torch.float32, seed: int = 0) -> Path:
+    """Patches of 8 pixels merged two by two; at most 24 tokens per frame."""
+    tokenizer = build_bpe(("<|image_pad|>", "<|video_pad|>"), TURNS.replace("VIDEO", "<|video_pad|>\n"))
+    config = VideoLlama3Config(
+        vision_config={
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "patch_size": 8,
+        },
+        text_config={"model_type": "qwen2", "vocab_size": len(tokenizer), **TEXT, "eos_token_id": tokenizer.eos_token_id},
+        image_token_id=tokenizer.convert_tokens_to_ids("<|image_pad|>"),
+        video_token_id=tokenizer.convert_tokens_to_ids("<|video_pad|>"),
+    )
+    save_model(VideoLlama3ForConditionalGeneration(config), folder, dtype, seed)
+    tokenizer.save_pretrained(folder)
+    shared = {"patch_size": 8, "temporal_patch_size": 1, **NORMAL}
+    image = {"image_processor_type": "VideoLlama3ImageProcessor", "merge_size": 1, **shared}
+    image["size"] = {"shortest_edge": 256, "longest_edge": 65536}
+    video = {"video_processor_type": "VideoLlama3VideoProcessor", "merge_size": 2, "max_frames": 10, **shared}
+    video["size"] = {"shortest_edge": 1024, "longest_edge": 61440}
+    (folder / "preprocessor_config.json").write_text(json.dumps(image))
+    (folder / "video_preprocessor_config.json").write_text(json.dumps(video))
     return folder

@@ -21,6 +21,8 @@ from model_adapters.loading import Checkpoint, find_checkpoint
 from model_adapters.registry import FAMILIES, load_adapter, memory_needed
 from model_adapters.weights import INDEX, SINGLE, read_weights
 from vstream.__main__ import main
+from vstream.config import SessionConfig
+from vstream.session import StreamSession
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 HUB_ID = "somebody/model"
@@ -222,6 +224,26 @@ def test_dtypes_and_places_are_checked(random_folder) -> None:
     assert "no revision 'v1'" in refusal(name, revision="v1")
     if not torch.cuda.is_available():
         assert "0 CUDA devices" in refusal(name, device="cuda")
+
+
+def test_the_attention_of_transformers_can_be_asked_for(random_folder, random_adapter, frames) -> None:
+    with StreamSession(random_adapter, SessionConfig(drop="off", window_seconds=20)) as session:
+        list(session.feed(frames[:8]))
+        chunks = [session.ingest.sink, *session.ingest.window]
+    found = []
+    for other in (random_adapter, load_adapter(str(random_folder), device="cpu", attn_implementation="eager")):
+        context = other.new_context(8)
+        other.append(context, chunks)
+        found.append(other.logits(context, other.question_run("what is on screen now ?")))
+    assert torch.allclose(*found, atol=1e-4 * float(found[0].abs().max()))
+    assert "imaginary" in refusal(str(random_folder), attn_implementation="imaginary")
+
+
+def test_weights_of_another_model_are_told(folder) -> None:
+    tensors = load_file(folder / SINGLE)
+    save_file({name.replace("language_model", "other"): w for name, w in tensors.items()}, folder / SINGLE, {"format": "pt"})
+    words = refusal(str(folder))
+    assert "lacks" in words and "do not belong together" in words
 
 
 # The hub

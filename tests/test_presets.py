@@ -9,7 +9,7 @@ import pytest
 
 from data.errors import AdapterError
 from model_adapters.presets import PRESETS, Preset, preset_for
-from model_adapters.registry import FAMILIES, load_adapter
+from model_adapters.registry import load_adapter
 from vstream.__main__ import main
 from vstream.config import SessionConfig, add_flags
 from vstream.models import add_model_flags, chosen_model, chosen_settings
@@ -82,7 +82,3 @@ def test_doctor_shows_the_preset(random_folder, tmp_path, capsys) -> None:
     assert main(["doctor", "--model", str(folder), "--max-pixels", "16384"]) == 0
     rows = capsys.readouterr().out
     assert "preset of LiveCC" in rows and "silence ' ...'" in rows and "qwen3_vl" in rows
-
-
-def test_the_systems_families_are_known() -> None:
-    assert {"qwen2_vl", "qwen2_5_vl", "llava_onevision"} <= set(FAMILIES)

@@ -1,0 +1,49 @@
+"""VideoLLaMA3 on stock transformers: frames of any size, each behind its time in seconds, a comma between them.
+
+Its own pruner of frames that hardly change stays off: dropping does that here, for all families alike.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from data.frames import Chunk
+from model_adapters.base import VisualTokens
+from model_adapters.frame_by_frame import FrameByFrameAdapter
+from model_adapters.preprocess import PixelSpec, patchify, resize, video_settings
+
+
+class VideoLlama3Adapter(FrameByFrameAdapter):
+    """Any checkpoint whose config says `model_type: video_llama_3`."""
+
+    model_class = "VideoLlama3ForConditionalGeneration"
+    special_tokens = ("<|video_pad|>",)
+    video_part = "<|video_pad|>"
+
+    @classmethod
+    def read_pixels(cls, folder: Path) -> PixelSpec:
+        # The processor shares its area among a video's frames; a stream gets what each frame of its longest video would.
+        own = video_settings(folder)
+        least, area = own["size"]["shortest_edge"], own["size"]["longest_edge"]
+        most = max(least, area // own["max_frames"])
+        mean, std = tuple(own["image_mean"]), tuple(own["image_std"])
+        return PixelSpec(own["patch_size"], own["merge_size"], own["temporal_patch_size"], least, most, mean, std)
+
+    def stamp(self, seconds: float, first: bool) -> str:
+        return f"{'' if first else ','}Time {seconds:.1f}s:"
+
+    def picture(self, chunk: Chunk) -> torch.Tensor:
+        return resize(torch.from_numpy(chunk.frames).to(self.device), self.spec)
+
+    def pixels(self, picture: torch.Tensor) -> torch.Tensor:
+        return patchify(picture, self.spec, self.model.dtype)[0]
+
+    @torch.inference_mode()
+    def embed(self, picture: torch.Tensor) -> VisualTokens:
+        patches, grid = patchify(picture, self.spec, self.model.dtype)
+        merge = torch.tensor([self.spec.merge_size], device=grid.device)
+        out = self.model.model.get_video_features(patches, grid, merge)
+        slots, rows, columns = grid[0].tolist()
+        return VisualTokens(torch.cat(out.pooler_output), (slots, rows // int(merge), columns // int(merge)))
