@@ -169,6 +169,7 @@ REFERENCES: dict[str, tuple[str, str]] = {
     "llava_onevision": ("model_adapters.references_frames", "LlavaOnevisionReference"),
     "internvl": ("model_adapters.references_frames", "InternVLReference"),
     "smolvlm": ("model_adapters.references_frames", "SmolVLMReference"),
+    "video_llama_3": ("model_adapters.references_frames", "VideoLlama3Reference"),
 }
 """Module and class by the `model_type` of the loaded model."""
 

@@ -15,6 +15,8 @@ from transformers.models.internvl.processing_internvl import InternVLProcessor
 from transformers.models.llava_onevision.image_processing_pil_llava_onevision import LlavaOnevisionImageProcessorPil
 from transformers.models.smolvlm import processing_smolvlm as smolvlm
 from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
+from transformers.models.video_llama_3.image_processing_pil_video_llama_3 import VideoLlama3ImageProcessorPil
+from transformers.models.video_llama_3.processing_video_llama_3 import VideoLlama3Processor
 
 from data.frames import Chunk
 from model_adapters.preprocess import video_settings
@@ -130,3 +132,35 @@ class SmolVLMReference(FrameReference):
 
     def pixel_inputs(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
         return {"pixel_values": pixels[None]}
+
+
+class VideoLlama3Reference(Reference):
+    """VideoLLaMA3 (arXiv 2501.13106) without its own pruning of frames, and every frame as large as in its longest video."""
+
+    def make_images(self, folder: Path) -> Any:
+        own = video_settings(folder)
+        least, most = own["size"]["shortest_edge"], own["size"]["longest_edge"] // own["max_frames"]
+        names = ("patch_size", "merge_size", "temporal_patch_size", "image_mean", "image_std")
+        size = {"shortest_edge": least, "longest_edge": max(least, most)}
+        return VideoLlama3ImageProcessorPil(size=size, **{name: own[name] for name in names})
+
+    def pixels(self, chunk: Chunk) -> torch.Tensor:
+        return torch.cat([self.images(pil(frame), return_tensors="pt")["pixel_values"] for frame in chunk.frames])
+
+    def inputs(self, chunks: Sequence[Chunk], question: str) -> dict[str, Any]:
+        pts = [seconds for chunk in chunks for seconds in chunk.pts_seconds]
+        grid = self.images(pil(chunks[0].frames[0]), return_tensors="pt")["image_grid_thw"]
+        grid[0, 0] = len(pts)
+        merge = torch.tensor([self.images.merge_size])
+        given = {
+            "video_grid_thw": grid,
+            "video_merge_sizes": merge,
+            "video_compression_mask": torch.ones(int(grid.prod() // merge**2), dtype=torch.bool),
+            "video_metadata": [SimpleNamespace(fps=1.0, timestamps=pts)],
+        }
+        video = VideoLlama3Processor.replace_video_token(SimpleNamespace(video_token="<|video_pad|>"), given, 0)
+        text = self.prompt(question).replace("<|video_pad|>", video)
+        ids = self.tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
+        pixels = torch.cat([self.pixels(chunk) for chunk in chunks]).to(self.adapter.info.dtype)
+        tensors = {"input_ids": ids, "pixel_values_videos": pixels, "video_grid_thw": grid, "video_merge_sizes": merge}
+        return {name: value.to(self.adapter.device) for name, value in tensors.items()}

@@ -19,10 +19,6 @@ __all__ = ["DTYPES", "EMBEDDED", "FAMILIES", "Budget", "Preset", "gib", "load_ad
 
 FAMILIES: dict[str, tuple[str, str]] = {
     "qwen3_vl": ("model_adapters.qwen3_vl", "Qwen3VLAdapter"),
-    "llava_onevision": ("model_adapters.llava_onevision", "LlavaOnevisionAdapter"),
-    "internvl": ("model_adapters.internvl", "InternVLAdapter"),
-    "smolvlm": ("model_adapters.smolvlm", "SmolVLMAdapter"),
-    "video_llama_3": ("model_adapters.video_llama_3", "VideoLlama3Adapter"),
     "qwen3_vl_moe": ("model_adapters.qwen3_vl", "Qwen3VLMoeAdapter"),
     "qwen2_5_vl": ("model_adapters.qwen2_5_vl", "Qwen25VLAdapter"),
     "qwen2_vl": ("model_adapters.qwen2_vl", "Qwen2VLAdapter"),
@@ -30,6 +26,10 @@ FAMILIES: dict[str, tuple[str, str]] = {
     "qwen2_5_omni_thinker": ("model_adapters.qwen_omni", "Qwen25OmniAdapter"),
     "qwen3_omni_moe": ("model_adapters.qwen_omni", "Qwen3OmniAdapter"),
     "qwen3_omni_moe_thinker": ("model_adapters.qwen_omni", "Qwen3OmniAdapter"),
+    "llava_onevision": ("model_adapters.llava_onevision", "LlavaOnevisionAdapter"),
+    "internvl": ("model_adapters.internvl", "InternVLAdapter"),
+    "smolvlm": ("model_adapters.smolvlm", "SmolVLMAdapter"),
+    "video_llama_3": ("model_adapters.video_llama_3", "VideoLlama3Adapter"),
 }
 DTYPES = ("auto", "bfloat16", "float16", "float32", "float64")
 

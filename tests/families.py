@@ -20,5 +20,6 @@ BUILDERS: dict[str, Callable[[Path], Path]] = {
     "llava_onevision": checkpoints.save_llava_onevision,
     "internvl": checkpoints.save_internvl,
     "smolvlm": checkpoints.save_smolvlm,
+    "video_llama_3": checkpoints.save_video_llama_3,
 }
 """Under the name that `model_adapters.registry.FAMILIES` has for it."""
