@@ -158,7 +158,8 @@ class VideoLlama3Reference(Reference):
             "video_compression_mask": torch.ones(int(grid.prod() // merge**2), dtype=torch.bool),
             "video_metadata": [SimpleNamespace(fps=1.0, timestamps=pts)],
         }
-        video = VideoLlama3Processor.replace_video_token(SimpleNamespace(video_token="<|video_pad|>"), given, 0)
+        own: Any = SimpleNamespace(video_token="<|video_pad|>")
+        video = VideoLlama3Processor.replace_video_token(own, given, 0)
         text = self.prompt(question).replace("<|video_pad|>", video)
         ids = self.tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
         pixels = torch.cat([self.pixels(chunk) for chunk in chunks]).to(self.adapter.info.dtype)
