@@ -67,7 +67,7 @@ def weights_line(budget: Budget) -> str:
     kind = "as stored" if budget.dtype is None else f"in {str(budget.dtype).removeprefix('torch.')}"
     return (
         f"{budget.num_parameters / 1e6:,.1f} million parameters, {gib(budget.weight_bytes)} {kind};"
-        f" {gib(budget.free_bytes)} free on {budget.where}"
+        f" {gib(budget.free_bytes)} free on {budget.where}; {budget.kv_bytes_per_token} bytes of KV per token"
     )
 
 
