@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 from model_adapters.base import ModelAdapter
 from model_adapters.registry import DTYPES, EMBEDDED, Budget, Preset, load_adapter, memory_needed, preset_for
@@ -49,11 +51,14 @@ def chosen_model(args: argparse.Namespace) -> ModelChoice:
     return replace(choice, max_pixels=preset.max_pixels) if preset and choice.max_pixels is None else choice
 
 
-def chosen_settings(args: argparse.Namespace) -> SessionConfig:
-    """The session that the parsed flags describe; what they leave open, a published system's preset decides, and says so."""
+def chosen_settings(args: argparse.Namespace, stored: Mapping[str, Any] | None = None) -> SessionConfig:
+    """The session that the parsed flags describe; what they leave open, a published system's preset decides, and says so.
+
+    stored: settings of a memory that is opened again, which go before a preset.
+    """
     preset = preset_for(args.model)
-    if preset is None:
-        return from_flags(args)
+    if preset is None or stored:
+        return from_flags(args, stored)
     sys.stderr.write(f"{preset_line(preset)}; flags go before it\n")
     # A threshold belongs to the level that it was published for.
     own_drop = args.drop is not None
