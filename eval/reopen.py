@@ -27,8 +27,8 @@ from memory.segment_file import read_block, write_segment
 from memory.stored import Pending
 from memory.upkeep import merge
 from model_adapters.base import ChunkKV, ModelAdapter
-from vstream.config import SessionConfig, from_flags
-from vstream.models import chosen_model
+from vstream.config import SessionConfig
+from vstream.models import chosen_model, chosen_settings
 from vstream.progress import Progress
 from vstream.remembered import identity_of
 from vstream.session import StreamSession
@@ -49,7 +49,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Write, open, measure, print; returns the result as JSON-ready values."""
-    config = from_flags(args)
+    config = chosen_settings(args)
     adapter = chosen_model(args).load(config.gpu_bytes)
     place = Path(tempfile.mkdtemp(prefix="vstream-reopen-", dir=args.folder))
     try:

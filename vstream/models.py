@@ -57,12 +57,13 @@ def chosen_settings(args: argparse.Namespace, stored: Mapping[str, Any] | None =
     stored: settings of a memory that is opened again, which go before a preset.
     """
     preset = preset_for(args.model)
-    if preset is None or stored:
+    if preset is None:
         return from_flags(args, stored)
     sys.stderr.write(f"{preset_line(preset)}; flags go before it\n")
     # A threshold belongs to the level that it was published for.
     own_drop = args.drop is not None
-    return from_flags(args, {name: value for name, value in preset.settings.items() if not (own_drop and "drop" in name)})
+    kept = {name: value for name, value in preset.settings.items() if not (own_drop and "drop" in name)}
+    return from_flags(args, {**kept, **(stored or {})})
 
 
 def preset_line(preset: Preset) -> str:
