@@ -187,7 +187,7 @@ class Manifest(Database):
     def moments(self) -> list[TimelineMoment]:
         """Every chunk as the timeline draws it."""
         names = "chunk_id, start_seconds, end_seconds, num_seen_tokens, num_kept_tokens"
-        return [TimelineMoment(*row) for row in self.query(f"SELECT {names} FROM chunks ORDER BY chunk_id")]
+        return [TimelineMoment._make(row) for row in self.query(f"SELECT {names} FROM chunks ORDER BY chunk_id")]
 
     def gaps(self) -> list[Gap]:
         return [Gap(*row) for row in self.query("SELECT * FROM gaps ORDER BY start_seconds")]

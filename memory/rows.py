@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import zlib
 from dataclasses import astuple, dataclass, fields
+from typing import NamedTuple
 
 from data.errors import MemoryBankError
 from memory.layout import PackedChunk
@@ -103,8 +104,7 @@ ROW_COLUMNS = (*(field.name for field in fields(ChunkRow)), "row_crc32")
 CHUNK_COLUMNS = tuple(name for name in ROW_COLUMNS if name not in PICTURE_COLUMNS[1:])
 
 
-@dataclass(frozen=True)
-class TimelineMoment:
+class TimelineMoment(NamedTuple):
     """A chunk as the timeline draws it. Plain, since there may be a hundred thousand."""
 
     chunk_id: int

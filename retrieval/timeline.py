@@ -29,13 +29,15 @@ class Timeline:
 
     def restore(self, stored: Summaries) -> None:
         """Add many chunks at once. ValueError if one is known already."""
-        ids, spans = stored.chunk_ids.tolist(), stored.spans.tolist()
-        known = self._spans.keys() & set(ids)
-        if known:
+        ids, spans = stored.chunk_ids.tolist(), [(start, end) for start, end in stored.spans.tolist()]
+        if known := self._spans.keys() & set(ids):
             raise ValueError(f"chunk {min(known)} is indexed already")
-        self._spans.update((i, (start, end)) for i, (start, end) in zip(ids, spans, strict=True))
-        self._order.extend((start, i) for i, (start, _) in zip(ids, spans, strict=True))
-        self._order.sort()
+        self._spans.update(zip(ids, spans, strict=True))
+        added = sorted((start, i) for i, (start, _) in zip(ids, spans, strict=True))
+        in_order = not (self._order and added) or self._order[-1] < added[0]
+        self._order.extend(added)
+        if not in_order:
+            self._order.sort()
 
     def remove(self, chunk_ids: Collection[int]) -> list[int]:
         """Forget chunks; returns those that were known."""
