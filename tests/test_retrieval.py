@@ -6,6 +6,7 @@ import importlib.util
 import logging
 import math
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -210,19 +211,29 @@ def test_every_retriever_keeps_the_contract(make: type[Retriever], seed: int) ->
     assert all(hit.chunk_id < 30 for hit in retriever.search(query, 5, math.inf))
 
 
-@pytest.mark.parametrize("seed", range(6))
-def test_neighbours_come_with_the_best_hit_first(seed: int) -> None:
-    chunks, query = [chunk(2 * i, seed=seed) for i in range(20)], question(seed)
+@pytest.mark.parametrize(
+    ("text", "steps"),
+    [
+        ("what moved ?", (0, 1, -1, 2)),
+        ("What came AFTER it?", (0, 1, 2, 3)),
+        ("and then?", (0, 1, 2, 3)),
+        ("what was there before it?", (0, -1, -2, -3)),
+        ("was it before or after?", (0, 1, -1, 2)),
+    ],
+)
+@pytest.mark.parametrize("seed", range(3))
+def test_neighbours_come_with_the_best_hit_first(seed: int, text: str, steps: tuple[int, ...]) -> None:
+    chunks, query = [chunk(2 * i, seed=seed) for i in range(20)], replace(question(seed), text=text)
     base = filled(KeySimilarity(), chunks)
     until, exclude = 35.0, {10, 20}
     order = [one.chunk_id for one in chunks if one.end_seconds <= until]
     expected: list[int] = []
     for hit in base.search(query, 8, until, exclude):
         at = order.index(hit.chunk_id)
-        for place in (at, at + 1, at - 1, at + 2):
+        for place in (at + step for step in steps):
             if 0 <= place < len(order) and order[place] not in exclude and order[place] not in expected:
                 expected.append(order[place])
-    found = filled(Neighbours(KeySimilarity(), 1, 2), chunks).search(query, 8, until, exclude)
+    found = filled(Neighbours(KeySimilarity(), 1, 2, far=3), chunks).search(query, 8, until, exclude)
     assert ids(found) == expected[:8]
 
 

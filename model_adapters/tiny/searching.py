@@ -30,8 +30,8 @@ def retrieval_loss(keys: torch.Tensor, queries: torch.Tensor, batch: Batch) -> t
     losses, recalls = [], []
     for b, asked in enumerate(batch.asked):
         for j, a in enumerate(asked):
-            if a.family in RETRIEVED_FAMILIES and a.evidence and a.chunk > 2:
-                rivals, wanted = contest(batch, b, a)
+            rivals, wanted = contest(batch, b, a)
+            if a.family in RETRIEVED_FAMILIES and wanted and a.chunk > 2:
                 row = scores[b, j].flatten().masked_fill(~rivals.flatten(), float("-inf"))
                 targets = [b * num_chunks + k for k in wanted]
                 losses.append(-row.log_softmax(0)[targets].mean())
@@ -59,9 +59,12 @@ def similarities(keys: torch.Tensor, queries: torch.Tensor, batch: Batch) -> tor
 def contest(batch: Batch, stretch: int, asked: Asked) -> tuple[torch.Tensor, list[int]]:
     """bool [B, C], the chunks that a question's own are set against (they included); and which of its stretch should win.
 
-    Chunks with the named object on screen, or just before, prove something too: those that should not win stay out.
+    What came after a thing is found through the thing itself, which is what the question names: from there the retriever
+    steps forward in time. Chunks that follow it prove something too, so they are nobody's rivals.
     """
-    wanted = asked.shown or asked.evidence
+    wanted = asked.evidence
+    if asked.family == "after":
+        wanted = [k for k in asked.evidence if k not in asked.shown]
     name = NAME.search(asked.question)
     if name is None:
         rivals = torch.zeros(batch.states.shape[:2], dtype=torch.bool)
