@@ -22,7 +22,7 @@ class Neighbours(Retriever):
     of the hit that brought it. Neighbours obey `until_seconds` and `exclude` like hits.
     """
 
-    def __init__(self, base: Retriever, before: int = 1, after: int = 1, far: int = 5) -> None:
+    def __init__(self, base: Retriever, before: int = 1, after: int = 1, far: int = 6) -> None:
         self.base = base
         self.before = before
         self.after = after
