@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from data.errors import AdapterError
-from model_adapters.weights import WeightTable, read_weights
+from model_adapters.weights import INDEX, SINGLE, WeightTable, read_weights, shard_names
 
 EMBEDDED = "embedded"
 """The name of the model that ships with the project."""
@@ -37,7 +37,9 @@ class Checkpoint:
     def weights(self) -> WeightTable:
         """The weights on disk, fetched from the hub first where the checkpoint came from there. Raises AdapterError."""
         if self.revision is not None:
-            fetched(self.name, self.revision, ("*.safetensors",))
+            # Named one by one: some checkpoints hold their weights a second time in another layout.
+            index = self.folder / INDEX
+            fetched(self.name, self.revision, tuple(shard_names(self.name, index)) if index.is_file() else (SINGLE,))
         return read_weights(self.name, self.folder)
 
 

@@ -63,15 +63,20 @@ def _files(name: str, folder: Path) -> list[Path]:
                 " are read and are refused; convert them to safetensors"
             )
         raise AdapterError(f"{name} has no *.safetensors weights ({SINGLE}, or {INDEX} and its shards); {AGAIN}")
-    try:
-        shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
-        raise AdapterError(f"the {INDEX} of {name} cannot be read ({error!r}); {AGAIN}") from error
+    shards = shard_names(name, index)
     missing = [shard for shard in shards if not isinstance(shard, str) or not (folder / shard).is_file()]
     if missing or not shards:
         which = f"{len(missing)} of {len(shards)} weight files, {missing[0]} among them" if shards else "any weight file"
         raise AdapterError(f"{name} lacks {which}; {AGAIN}")
     return [folder / shard for shard in shards]
+
+
+def shard_names(name: str, index: Path) -> list[str]:
+    """The weight files that an index names. Raises AdapterError where it cannot be read."""
+    try:
+        return sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+        raise AdapterError(f"the {INDEX} of {name} cannot be read ({error!r}); {AGAIN}") from error
 
 
 def read_header(name: str, file: Path) -> dict[str, tuple[str, int]]:

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from data.errors import AdapterError
 from model_adapters import budget as budget_module
+from model_adapters import loading
 from model_adapters.budget import estimate, free_ram
 from model_adapters.loading import Checkpoint, find_checkpoint
 from model_adapters.registry import FAMILIES, load_adapter, memory_needed
@@ -219,6 +220,7 @@ def test_dtypes_and_places_are_checked(random_folder) -> None:
     name = str(random_folder)
     assert load_adapter(name, device_map="cpu", dtype="float64").info.dtype == torch.float64
     assert load_adapter(name, device="cpu", dtype=torch.float16).info.dtype == torch.float16
+    assert load_adapter(name, device_map="auto").info.num_layers == 3
     assert "int3" in refusal(name, dtype="int3") and "'moon'" in refusal(name, device="moon")
     assert "one" in refusal(name, device="cpu", device_map="auto")
     assert "no revision 'v1'" in refusal(name, revision="v1")
@@ -265,6 +267,23 @@ def test_offline_takes_what_is_cached(hub, random_adapter) -> None:
         adapter = load_adapter(HUB_ID, device="cpu", revision=revision)
         assert adapter.info.name == HUB_ID and adapter.info.fingerprint == random_adapter.info.fingerprint
     assert find_checkpoint(HUB_ID, FAMILIES).revision == COMMIT
+
+
+def test_of_a_hub_checkpoint_only_the_weights_it_is_loaded_from_are_fetched(hub, monkeypatch) -> None:
+    asked: list[tuple[str, ...]] = []
+    fetch = loading.fetched
+
+    def seen(name: str, revision: str | None, patterns: tuple[str, ...]) -> Path:
+        asked.append(patterns)
+        return fetch(name, revision, patterns)
+
+    monkeypatch.setattr(loading, "fetched", seen)
+    (hub / "consolidated.safetensors").write_bytes((hub / SINGLE).read_bytes())
+    find_checkpoint(HUB_ID, FAMILIES).weights()
+    assert not any("safetensors" in pattern for pattern in asked[0]) and asked[1] == (SINGLE,)
+    shards = sharded(hub)
+    assert len(find_checkpoint(HUB_ID, FAMILIES).weights().files) == 3
+    assert asked[3] == tuple(shard.name for shard in shards)
 
 
 def test_offline_says_that_it_is_offline(hub) -> None:
