@@ -30,6 +30,10 @@ def attend(
     """
     groups = query.shape[1] // key.shape[1]
     num_queries, num_keys = query.shape[2], key.shape[2]
+    if attention_mask is None and num_queries == 1:
+        # The query heads of a group as the queries of one head: keys and values are read once per group, not once per head.
+        folded = F.scaled_dot_product_attention(query.reshape(*key.shape[:2], groups, -1), key, value, scale=scaling)
+        return folded.reshape(query.shape[0], 1, query.shape[1], -1), None
     causal = attention_mask is None and num_queries > 1 and num_queries == num_keys
     bias = attention_mask
     if attention_mask is None and 1 < num_queries < num_keys:

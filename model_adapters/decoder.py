@@ -186,16 +186,19 @@ class DecoderAdapter(ModelAdapter):
                 scores = self.model.lm_head(self._forward(context, run)[-1:]).float()
                 if trace is not None:
                     trace.add(self._attention(context, run, size))
-            scores = warpers(torch.tensor([written], dtype=torch.long, device=self.device), scores)  # type: ignore[arg-type]
             if temperature > 0:
-                token = int(torch.multinomial(scores.softmax(-1), 1, generator=generator))
+                ids = torch.tensor([written], dtype=torch.long, device=self.device)
+                scores = warpers(ids, scores)  # type: ignore[arg-type]
+                chosen = torch.multinomial(scores.softmax(-1), 1, generator=generator)[0]
             else:
-                token = int(scores.argmax(-1))
+                chosen = scores.argmax(-1)
+            token = int(chosen)
             if token in self.stop_ids:
                 return
             written.append(token)
             yield self.tokenizer.decode(written, skip_special_tokens=True)
-            run = self.token_run([token], origin, 1)
+            # The token never leaves the device on its way into the next step.
+            run = TokenRun(self.model.get_input_embeddings()(chosen), origin, 1, chosen == self.video_id)
 
     def _attention(self, context: KVContext, run: TokenRun, size: int) -> torch.Tensor:
         """float32 [layers, heads, size]: what the last token of `run`, just forwarded under the tap, looked at."""
