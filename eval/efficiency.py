@@ -17,9 +17,11 @@ import torch
 
 from data.frames import Chunk, Frame
 from data.world import make_world
+from eval.model_speed import SIDE, measure, print_speed
 from eval.report import hardware_words, table, write_json
 from eval.scoring import median
 from model_adapters.base import ModelAdapter, TokenRun
+from model_adapters.registry import RANDOM
 from retrieval.baselines import NoneRetriever
 from vstream.answer import Answerer
 from vstream.config import SessionConfig
@@ -34,6 +36,8 @@ QUESTION = "when did the {} appear ?"
 def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--minutes", type=float, nargs="+", default=[1, 10, 60], help="stream lengths for the latency table")
     parser.add_argument("--repeats", type=int, default=15, help="questions per length and way to answer")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds of the model side's table")
+    parser.add_argument("--side", type=int, default=SIDE, help="of the frames in the model side's table, in pixels")
     parser.add_argument("--stock-minutes", type=float, default=10, help="longest stream that stock transformers re-reads")
 
 
@@ -44,6 +48,13 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     adapter = chosen_model(args).load(config.gpu_bytes)
     loaded = resident_bytes()
     result: dict[str, Any] = {"rss_bytes": {"before_model": before, "with_model": loaded}}
+    print(f"efficiency: {hardware_words()}\n")
+    result["model"] = measure(adapter, args.rounds, args.side)
+    print_speed(result["model"], adapter.info.name)
+    if adapter.info.name.startswith(RANDOM):
+        # Weights that mean nothing have no session worth timing.
+        write_json(args.json, "efficiency", result)
+        return result
     result["ingest"] = ingest_rates(adapter, config)
     result["latency"] = latencies(adapter, config, args)
     result["rss_bytes"]["at_the_end"] = resident_bytes()
@@ -156,12 +167,11 @@ def resident_bytes() -> int:
 
 
 def print_result(result: dict[str, Any], config: SessionConfig) -> None:
-    print(f"efficiency: {hardware_words()}\n")
     rows = [
         [drop, f"{v['frames_per_second']:.0f}", f"{v['times_real_time']:.0f}×", f"{100 * v['kept']:.0f} %"]
         for drop, v in result["ingest"].items()
     ]
-    print(f"Ingest at {config.fps:g} fps\n\n" + table(["dropping", "frames/s", "real time", "tokens kept"], rows))
+    print(f"\nIngest at {config.fps:g} fps\n\n" + table(["dropping", "frames/s", "real time", "tokens kept"], rows))
     rows = []
     for row in result["latency"]:
         stock = row["stock"]

@@ -15,7 +15,18 @@ from model_adapters.presets import Preset, preset_for
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["DTYPES", "EMBEDDED", "FAMILIES", "Budget", "Preset", "gib", "load_adapter", "memory_needed", "preset_for"]
+__all__ = [
+    "DTYPES",
+    "EMBEDDED",
+    "FAMILIES",
+    "RANDOM",
+    "Budget",
+    "Preset",
+    "gib",
+    "load_adapter",
+    "memory_needed",
+    "preset_for",
+]
 
 FAMILIES: dict[str, tuple[str, str]] = {
     "qwen3_vl": ("model_adapters.qwen3_vl", "Qwen3VLAdapter"),
@@ -31,6 +42,8 @@ FAMILIES: dict[str, tuple[str, str]] = {
     "smolvlm": ("model_adapters.smolvlm", "SmolVLMAdapter"),
     "video_llama_3": ("model_adapters.video_llama_3", "VideoLlama3Adapter"),
 }
+RANDOM = "random:"
+"""What stands before the name of a shape with random weights."""
 DTYPES = ("auto", "bfloat16", "float16", "float32", "float64")
 
 
@@ -45,7 +58,7 @@ def load_adapter(
     max_pixels: int | None = None,
     kv_bytes: int = 0,
 ) -> ModelAdapter:
-    """Load a model by the name `embedded`, a local folder, or a hub id.
+    """Load a model by the name `embedded`, a local folder, a hub id, or `random:SHAPE` (see `random_weights`).
 
     dtype: a torch dtype or one of DTYPES; `auto`: as stored; default: float32 on the CPU, as stored elsewhere. device:
     default CUDA where there is one. device_map: `auto` or a map from modules to devices, for accelerate; instead of
@@ -61,6 +74,10 @@ def load_adapter(
         raise AdapterError(f"device {device!r} and device map {device_map!r} are both given; give one")
     placement = _placement(device_map or device)
     wanted = _dtype(dtype, placement)
+    if name_or_path.startswith(RANDOM):
+        from model_adapters.random_weights import load_random
+
+        return load_random(name_or_path, wanted, str(placement))
     checkpoint = find_checkpoint(name_or_path, FAMILIES, revision)
     _budget(checkpoint, wanted, placement).check(kv_bytes)
     module, adapter = FAMILIES[checkpoint.family]

@@ -9,35 +9,15 @@ from typing import Any
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 
+from model_adapters.random_weights import TEMPLATE as QWEN_TEMPLATE
+from model_adapters.random_weights import TOKENS as QWEN_TOKENS
+from model_adapters.random_weights import byte_tokenizer
 from model_adapters.tiny.config import PREPROCESSOR
 
 CLIP_MEAN, CLIP_STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
-QWEN_TEMPLATE = (
-    "{% for message in messages %}{% if loop.first and message['role'] != 'system' %}<|im_start|>system\n"
-    "You are a helpful assistant.<|im_end|>\n{% endif %}<|im_start|>{{ message['role'] }}\n"
-    "{% if message['content'] is string %}{{ message['content'] }}{% else %}{% for part in message['content'] %}"
-    "{% if part['type'] == 'video' %}<|vision_start|><|video_pad|><|vision_end|>{% elif 'text' in part %}{{ part['text'] }}"
-    "{% endif %}{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-QWEN_TOKENS = ("<|im_start|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
 OMNI_TEMPLATE = QWEN_TEMPLATE.replace("vision_start|><|video_pad|><|vision_end", "vision_bos|><|VIDEO|><|vision_eos")
 OMNI_TOKENS = ("<|im_start|>", "<|vision_bos|>", "<|vision_eos|>", "<|IMAGE|>", "<|VIDEO|>", "<|AUDIO|>", "<|audio_bos|>")
-
-
-def byte_tokenizer(special: tuple[str, ...], template: str, eos: str = "<|im_end|>") -> PreTrainedTokenizerFast:
-    """One token per byte, and the family's special tokens behind them; says any text."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE(vocab={letter: i for i, letter in enumerate(alphabet)}, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens(["<|endoftext|>", eos, *special])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token=eos, pad_token="<|endoftext|>", chat_template=template, model_max_length=1 << 20
-    )
 
 
 def save_random(model: Any, tokenizer: Any, folder: Path, preprocessor: dict[str, Any], dtype: torch.dtype) -> Path:
