@@ -92,7 +92,9 @@ def measure(adapter: ModelAdapter, rounds: int = 5, side: int = SIDE) -> dict[st
     # The first round pays for what is set up once.
     best = {name: min(values[1:]) for name, values in found.items()}
     usual = {name: median(values[1:]) for name, values in found.items()}
-    step = flops(lambda: list(bench.steps())) - flops(lambda: next(bench.steps(), None))
+    stream = bench.steps()
+    next(stream, None)
+    step = flops(lambda: list(stream))
     kv_bytes = adapter.info.kv_bytes_per_token * bench.context.num_tokens
     # A decoded token multiplies every weight that it passes once.
     step_bytes = step // NUM_STEPS // 2 * adapter.info.dtype.itemsize + kv_bytes
