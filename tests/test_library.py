@@ -78,6 +78,13 @@ def test_names_from_a_browser_are_not_believed(studio: Studio, tmp_path: Path) -
                 action("a", name)
 
 
+def test_a_memory_is_no_library(studio: Studio, random_adapter: ModelAdapter) -> None:
+    watched(studio, "a")
+    (name,) = studio.saved()
+    with pytest.raises(MemoryBankError, match="is one memory"):
+        Studio(random_adapter, folder=studio.saved_folder(name))
+
+
 def test_without_a_library_nothing_is_saved(random_adapter: ModelAdapter) -> None:
     studio = Studio(random_adapter, start_source=FAST)
     tab = watched(studio, "a")

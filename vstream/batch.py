@@ -24,7 +24,7 @@ from vstream.config import SessionConfig
 from vstream.models import ModelChoice
 from vstream.progress import Progress
 from vstream.recorded import Reel
-from vstream.remembered import memory_folder, stored_settings
+from vstream.remembered import check_library, memory_folder, stored_settings
 from vstream.session import StreamSession
 
 Row = dict[str, Any]
@@ -55,6 +55,7 @@ def run(questions: Path, out: Path, job: Job, workers: int = 1, limit: int | Non
         raise QuestionError(f"--workers is {workers}; give at least 1")
     if limit is not None and limit < 1:
         raise QuestionError(f"--limit is {limit}; give at least 1")
+    check_library(job.folder)
     every_row = list(read_questions(questions))
     rows = every_row[:limit]
     earlier = read_answers(out, job)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from data.errors import MemoryBankError
 from memory.base import Span
 from memory.identity import Identity
 from memory.opening import is_memory, open_memory
@@ -34,6 +35,14 @@ def stored_settings(folder: Path | None) -> dict[str, Any]:
         return {name: value for name, value in memory.identity.settings.items() if name in SHAPING}
     finally:
         memory.close()
+
+
+def check_library(folder: Path | None) -> None:
+    """MemoryBankError if a folder that is to hold memories is one itself."""
+    if folder is not None and is_memory(folder):
+        raise MemoryBankError(
+            f"{folder} is one memory; give the folder above it to hold several, or memory:{folder} as the source"
+        )
 
 
 def memory_folder(source: str) -> Path | None:

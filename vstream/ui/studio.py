@@ -15,7 +15,7 @@ from memory.opening import open_memory
 from memory.upkeep import forget_span
 from model_adapters.base import ModelAdapter
 from vstream.config import SessionConfig
-from vstream.remembered import memory_folder
+from vstream.remembered import check_library, memory_folder
 from vstream.session import StreamSession
 from vstream.turns import Turns
 from vstream.ui.tab import Tab
@@ -58,6 +58,7 @@ class Studio:
         self.turns = Turns()
         self._tabs: dict[str, Tab] = {}
         self._lock = threading.Lock()
+        check_library(folder)
         if folder:
             try:
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
