@@ -13,7 +13,7 @@ from data.change import num_cells
 from data.frames import Chunk
 from memory.base import Bank
 from memory.records import ChunkRecord
-from model_adapters.base import ChunkKV, KVContext, ModelAdapter
+from model_adapters.base import ChunkKV, KVContext, ModelAdapter, TokenRun
 from retrieval.base import Retriever
 from vstream.config import SessionConfig
 from vstream.token_drop import create_token_drop
@@ -25,6 +25,9 @@ THUMBNAIL_SIDE = 128
 
 class Ingest:
     """The frame path of one stream. `add` is called from one thread; `window` and `sink` are read by answers."""
+
+    newest: tuple[ChunkKV, TokenRun]
+    """What was stored last, and the tokens behind it; not there before the first chunk."""
 
     def __init__(self, adapter: ModelAdapter, config: SessionConfig, bank: Bank, retriever: Retriever) -> None:
         self.adapter = adapter
@@ -40,7 +43,8 @@ class Ingest:
 
     def add(self, chunk: Chunk) -> tuple[ChunkRecord, list[int]]:
         """Encode and store one chunk. Returns its record and the ids of chunks that memory dropped to make room."""
-        kv, keep = self._encode(chunk, self.live, peek=False)
+        kv, keep, run = self._encode(chunk, self.live, peek=False)
+        self.newest = kv, run
         record = ChunkRecord(
             chunk_id=chunk.chunk_id,
             start_seconds=chunk.start_seconds,
@@ -71,7 +75,7 @@ class Ingest:
         """The KV of an unfinished chunk, for one question; nothing that is stored changes."""
         return self._encode(chunk, self.live.fork(), peek=True)[0]
 
-    def _encode(self, chunk: Chunk, context: KVContext, peek: bool) -> tuple[ChunkKV, np.ndarray]:
+    def _encode(self, chunk: Chunk, context: KVContext, peek: bool) -> tuple[ChunkKV, np.ndarray, TokenRun]:
         adapter = self.adapter
         picture = adapter.picture(chunk)
         decide = self.drop.peek if peek else self.drop.keep
@@ -80,7 +84,7 @@ class Ingest:
         run = adapter.chunk_run(chunk, grid, keep, visual)
         keys, values = adapter.extend(context, run)
         kv = ChunkKV(chunk.chunk_id, keys, values, run.position_ids, run.span, chunk.start_seconds, chunk.end_seconds)
-        return kv, keep.view(grid).numpy()
+        return kv, keep.view(grid).numpy(), run
 
     def _slide(self, newest: ChunkKV) -> None:
         """Move the window forward. What stays is given small positions again, so that they never grow."""

@@ -1,0 +1,50 @@
+"""Query similarity: what is asked for is suddenly more alike to what is seen.
+
+The score is retrieval's own (ReKV, arXiv 2503.00540): the question's un-rotated queries against the mean un-rotated key of the
+chunk. Its level means nothing; that it stands out from the stream's last minute does.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from model_adapters.base import ChunkKV, Query
+from vstream.triggers.base import Decision, Moment, Trigger
+from vstream.triggers.recent import Recent
+
+Z_FIRE = 1.3
+"""Low, because it only chooses what a model is then asked."""
+FLOOR = 1e-6
+
+
+class QueryJump(Trigger):
+    """Fires where the similarity of `query` and chunk stands out by `z` robust deviations; always, while little is known."""
+
+    def __init__(self, query: Query, z: float = Z_FIRE) -> None:
+        self.query = query
+        self.z = z
+        self._recent = Recent(FLOOR)
+
+    def look(self, moment: Moment) -> Decision:
+        (similarity,) = similarities(self.query.per_layer[None], moment.kv)
+        decision = self.decide(moment.at_seconds, similarity)
+        self.remember(moment.at_seconds, similarity)
+        return decision
+
+    def decide(self, at_seconds: float, similarity: float) -> Decision:
+        """Whether `similarity` stands out from what is remembered."""
+        z = self._recent.z(similarity)
+        if z is None:
+            return Decision(at_seconds, True, 0.0, self.z, "too little seen to know what is usual")
+        words = "more alike to the condition than of late" if z >= self.z else "not more alike to the condition than of late"
+        return Decision(at_seconds, z >= self.z, z, self.z, words)
+
+    def remember(self, at_seconds: float, similarity: float) -> None:
+        """Take the similarity of a moment into what is usual."""
+        self._recent.add(at_seconds, similarity)
+
+
+def similarities(queries: torch.Tensor, kv: ChunkKV) -> list[float]:
+    """The mean over layers of each query's dot product with the chunk's mean key. queries: [n, layers, kv_heads, head_dim]."""
+    mean_keys = kv.keys.float().mean(2)
+    return ((queries * mean_keys).flatten(1).sum(1) / len(mean_keys)).tolist()
