@@ -4,6 +4,7 @@ VStreamError
 ├── SourceError      a video, URL, camera or world that cannot be opened or read
 ├── QuestionError    a question, or a time in it, that cannot be answered
 ├── ConfigError      a setting that is unknown or out of range
+├── WatchError       a watch that is empty, contradicts itself, or is one too many
 ├── AdapterError     a model that cannot be loaded or run
 └── MemoryBankError  a memory folder or tier that cannot be used
 """
@@ -31,3 +32,7 @@ class AdapterError(VStreamError):
 
 class MemoryBankError(VStreamError):
     """A memory folder or tier that cannot be used."""
+
+
+class WatchError(VStreamError):
+    """A watch that is empty, contradicts itself, or is one too many."""

@@ -49,6 +49,8 @@ OTHER: dict[str, Any] = {
     "disk_bytes": 3000,
     "kv_codec": "int4",
     "max_new_tokens": 7,
+    "prompts": "general",
+    "poll_seconds": 5.0,
     "temperature": 0.5,
     "seed": 9,
 }

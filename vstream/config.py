@@ -15,6 +15,7 @@ CHOICES = {
     "drop": ("off", "pixel", "feature"),
     "drop_reference": ("last_kept", "previous"),
     "retrieval": ("key_similarity", "per_layer", "recent", "uniform", "all", "none"),
+    "prompts": ("auto", "embedded", "general"),
     "kv_codec": ("native", "int8", "int4", "entropy"),
 }
 
@@ -43,6 +44,8 @@ class SessionConfig:
     disk_bytes: int = _field(16 * GIB, "disk for stored chunks", 0)
     kv_codec: str = _field("native", "how RAM and disk keep stored chunks: bit-equal, as small integers, or entropy-coded")
     max_new_tokens: int = _field(128, "length of an answer", 1, 32_768)
+    prompts: str = _field("auto", "wording of what the engine asks by itself; auto: as it fits the model")
+    poll_seconds: float = _field(30.0, "watches are looked at this often even where nothing seems new; 0: always", 0, 86_400)
     temperature: float = _field(0.0, "0: the most likely answer", 0, 10)
     seed: int = _field(0, "seed of sampling", 0, 2**63 - 1)
 

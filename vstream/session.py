@@ -24,11 +24,14 @@ from retrieval.base import Retriever
 from retrieval.compose import compose_retriever
 from retrieval.restored import Restored
 from vstream.answer import Answer, Answerer, View, checked_question, is_text
+from vstream.commentary import NarrationRules
 from vstream.config import SessionConfig
 from vstream.ingest import ChunkRecord, Ingest
 from vstream.remembered import Joined, identity_of, join, stored_settings
 from vstream.stats import Stats
 from vstream.turns import Turns
+from vstream.unasked import Unasked
+from vstream.watches import Watch, WatchRules
 
 
 class StreamSession:
@@ -80,6 +83,7 @@ class StreamSession:
             with self.turns.ingest():
                 self._take_up()
             opened.pop_all()
+        self.unasked = Unasked(adapter, c, self.ingest, self.turns)
         self.answerer = Answerer(adapter, c, self.bank, self.retriever, self.turns)
         self.chunker = Chunker(c.fps, c.chunk_seconds)
         self.stats = Stats()
@@ -144,12 +148,40 @@ class StreamSession:
         with self.turns.ingest(), self._lock:
             self._now = frame.pts_seconds
             self.stats.num_frames += 1
-            return [self._store(chunk) for chunk in self.chunker.push(frame)]
+            chunks = self.chunker.push(frame)
+            records = [self._store(chunk) for chunk in chunks[:1]]
+        self.unasked.speak(records)
+        # Two at once come after a gap: the second is stored when the first has been commented on, before it was in view.
+        for chunk in chunks[1:]:
+            with self.turns.ingest(), self._lock:
+                records.append(self._store(chunk))
+            self.unasked.speak(records[-1:])
+        return records
 
     def finish(self) -> list[ChunkRecord]:
         """The stream has ended: store its last, unfinished chunk."""
         with self.turns.ingest(), self._lock:
-            return [self._store(chunk) for chunk in self.chunker.flush()]
+            records = [self._store(chunk) for chunk in self.chunker.flush()]
+        self.unasked.speak(records)
+        self.unasked.quiet()
+        return records
+
+    def watch(self, written: str, rules: WatchRules | None = None) -> Watch:
+        """Tell me when …: watch for a condition from now on; alerts gather in `unasked.watches`.
+
+        Raises WatchError for a watch that is empty, contradicts itself, or is one too many.
+        """
+        with self.turns.answer(), self._lock:
+            return self.unasked.watch(written, rules, self.now_seconds)
+
+    def unwatch(self, number: int) -> None:
+        """End a watch. Raises WatchError for a number that is not active."""
+        with self._lock:
+            self.unasked.watches.remove(number)
+
+    def narrate(self, rules: NarrationRules | None = None) -> None:
+        """Comment on the stream from now on, in `unasked.utterances`, until `unasked.quiet()`; again: under new rules."""
+        self.unasked.narrate(rules)
 
     def _store(self, chunk: Chunk) -> ChunkRecord:
         record, dropped = self.ingest.add(chunk)
@@ -162,6 +194,7 @@ class StreamSession:
         self.records.remove(gone)
         self._dropped -= gone
         self.stats.count(record)
+        self.unasked.look(record)
         return record
 
     def ask(self, question: str, at: float | None = None, turns: Sequence[tuple[str, str]] = ()) -> Iterator[Answer]:
@@ -267,7 +300,9 @@ class StreamSession:
             self.records.remove(ids)
             self.ingest.forget(ids)
             self.chunker.discard(start_seconds, end_seconds)
-            return ids
+            self.unasked.forget_alerts(start_seconds, end_seconds)
+        self.unasked.forget_words(start_seconds, end_seconds)
+        return ids
 
     def close(self) -> None:
         """Free the memory; what waits to be written to disk is written. Idempotent."""

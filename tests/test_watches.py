@@ -1,0 +1,264 @@
+"""Watches: what can be watched for, how a decision comes about, and that its log says all of it."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+
+from data.errors import ConfigError, WatchError
+from data.frames import Frame
+from data.world import World, make_world
+from model_adapters.base import ModelAdapter
+from model_adapters.registry import load_adapter
+from vstream.config import SessionConfig
+from vstream.prompts import PRESETS
+from vstream.session import StreamSession
+from vstream.watches import (
+    MAX_WATCHES,
+    Alert,
+    Condition,
+    Findings,
+    Watch,
+    WatchRules,
+    WatchState,
+    Webhook,
+    decision_row,
+    parse_condition,
+    read_log,
+    replay,
+)
+
+ALERT = Alert("tell me when it rains", 1, 3.5, "it rains", 0.9, 3, 2.0, 4.0, b"")
+
+
+@pytest.mark.parametrize(
+    ("written", "text", "subject"),
+    [
+        ("tell me when a red circle appears", "a red circle appears", "a red circle"),
+        ("  Tell me   when an orange star appears. ", "an orange star appears", "an orange star"),
+        ("Please let me know if the door opens!", "the door opens", ""),
+        ("a dog enters", "a dog enters", "a dog"),
+        ("alert me as soon as a dog or a cat appears", "a dog or a cat appears", ""),
+        ("the light is not on", "the light is not on", ""),
+        ("tell me when a man appears and a dog disappears", "a man appears and a dog disappears", ""),
+    ],
+)
+def test_conditions_as_people_write_them(written: str, text: str, subject: str) -> None:
+    assert parse_condition(written) == Condition(text, subject)
+
+
+@pytest.mark.parametrize("written", ["", "  ", "...", "tell me when", "Tell me when  ?", "let me know", "if"])
+def test_empty_watches_are_refused(written: str) -> None:
+    with pytest.raises(WatchError, match=r"say what to wait for|does not say"):
+        parse_condition(written)
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        "tell me when a red circle appears and no red circle appears",
+        "the door is open and the door is not open",
+        "the light is on but the light isn't on",
+        "tell me when the dog enters and the dog leaves",
+    ],
+)
+def test_contradictions_are_refused(written: str) -> None:
+    with pytest.raises(WatchError, match="contradicts itself"):
+        parse_condition(written)
+
+
+def test_too_long_and_no_text_are_refused() -> None:
+    with pytest.raises(WatchError, match="300 is the most"):
+        parse_condition("x" * 301)
+    with pytest.raises(WatchError, match="no text"):
+        parse_condition("a \ud800 appears")
+
+
+@pytest.mark.parametrize(
+    ("rules", "words"),
+    [
+        ({"threshold": 1.5}, "between 0 and 1"),
+        ({"cooldown_seconds": -1.0}, "0 or more"),
+        ({"expires_seconds": 0.0}, "more than 0"),
+        ({"confirm": 0}, "from 1 to 60"),
+        ({"confirm": 3, "of": 2}, "can never come"),
+    ],
+)
+def test_rules_that_cannot_be_kept_are_refused(rules: dict[str, float], words: str) -> None:
+    with pytest.raises(WatchError, match=words):
+        WatchRules(**rules)  # type: ignore[arg-type]
+
+
+def state(preset: str = "general", **rules: object) -> WatchState:
+    watch = Watch(1, "", parse_condition("a red circle appears"), WatchRules(**rules), 0.0)  # type: ignore[arg-type]
+    return WatchState(watch, PRESETS[preset])
+
+
+def verdicts(machine: WatchState, scores: list[float | None], confirmed: list[float] | None = None) -> str:
+    """One letter per second: f(ired), d(eclined), s(uppressed), e(xpired). A score of None: not looked at."""
+    letters = ""
+    for i, score in enumerate(scores):
+        found = Findings(1, i + 0.5, i, i, i + 1, score is not None, "", score, confirmed[i] if confirmed else None)
+        letters += machine.decide(found).verdict[0]
+    return letters
+
+
+def test_what_lasts_fires_once_until_it_has_ended() -> None:
+    assert verdicts(state(cooldown_seconds=0), [0.1, 0.9, 0.9, None, 0.9, 0.2, 0.8]) == "dfsdsdf"
+
+
+def test_cooldown_once_and_expiry() -> None:
+    assert verdicts(state(cooldown_seconds=3), [0.9, 0.1, 0.9, 0.1, 0.9]) == "fdsdf"
+    once = state(once=True)
+    assert verdicts(once, [0.1, 0.9]) == "df" and once.done
+    late = state(expires_seconds=2)
+    assert verdicts(late, [0.1, 0.1, 0.9]) == "dde" and late.done
+
+
+def test_n_of_m_looks_confirm() -> None:
+    assert verdicts(state(confirm=2, of=3, cooldown_seconds=0), [0.9, 0.1, 0.9, 0.1, 0.9, 0.1, 0.1, 0.9]) == "ddfddddd"
+    assert verdicts(state(confirm=2, cooldown_seconds=0), [0.9, 0.9, 0.1]) == "dfd"
+
+
+def test_a_second_question_confirms_at_once_or_a_moment_later_or_never() -> None:
+    assert verdicts(state("embedded"), [0.9, 0.1], [0.95, 0.0]) == "fd"
+    assert verdicts(state("embedded"), [0.9, 0.0], [0.3, 0.95]) == "df"
+    assert verdicts(state("embedded"), [0.9, 0.0, 0.1], [0.3, 0.3, 0.99]) == "ddd", "the third is no confirming look any more"
+
+
+def test_a_log_replays_to_itself_through_json() -> None:
+    rules = {"confirm": 2, "of": 3, "cooldown_seconds": 4.0}
+    scores = [0.9, 0.1, 0.9, None, 0.1, 0.9, 0.9, 0.2, 0.7, 0.8, 0.9, 1 / 3]
+    machine = state(**rules)
+    log = [machine.decide(Findings(1, i + 0.5, i, i, i + 1, s is not None, "gate", s)) for i, s in enumerate(scores)]
+    back = read_log(json.dumps(decision_row(decision)) for decision in log)
+    assert back == log and replay(machine.watch, PRESETS["general"], back) == log
+    assert {d.verdict for d in log} == {"fired", "declined", "suppressed"}
+    other = replace(machine.watch, rules=WatchRules(cooldown_seconds=0.0))
+    assert replay(other, PRESETS["general"], back) != log, "a replay that copied the log would prove nothing"
+    with pytest.raises(WatchError, match="line 2 of the log"):
+        read_log([json.dumps(decision_row(log[0])), '{"watch": 1}'])
+
+
+def test_a_session_takes_several_watches_but_not_any(random_adapter: ModelAdapter) -> None:
+    with StreamSession(random_adapter) as session:
+        first = session.watch("tell me when a red circle appears")
+        with pytest.raises(WatchError, match="already"):
+            session.watch("when A red circle appears")
+        for i in range(MAX_WATCHES - 1):
+            session.watch(f"thing number {i} appears")
+        with pytest.raises(WatchError, match="16 watches"):
+            session.watch("one more thing appears")
+        session.watches.remove(first.number)
+        with pytest.raises(WatchError, match="no watch number 1"):
+            session.watches.remove(first.number)
+        assert len(session.watches.active) == MAX_WATCHES - 1
+    with StreamSession(random_adapter, SessionConfig(window_seconds=0)) as session, pytest.raises(WatchError, match="window"):
+        session.watch("a dog appears")
+
+
+def test_every_decision_of_a_session_is_on_record_and_replays(random_adapter: ModelAdapter, frames: list[Frame]) -> None:
+    with StreamSession(random_adapter, SessionConfig(poll_seconds=2, window_seconds=2)) as session:
+        watches = [session.watch(f"a {name} appears", WatchRules(threshold=0.2)) for name in ("red circle", "blue star")]
+        list(session.feed(frames[:16]))
+        log = list(session.watches.log)
+        assert len(log) == 2 * 8 == session.watches.num_decisions
+        for watch in watches:
+            own = [decision for decision in log if decision.findings.watch == watch.number]
+            assert replay(watch, session.prompts, own) == own
+            assert all(decision.reason for decision in own)
+        fired = [d for d in log if d.verdict == "fired"]
+        assert [alert.fired_at_seconds for alert in session.watches.alerts] == [d.findings.at_seconds for d in fired]
+
+
+@pytest.fixture(scope="module")
+def embedded() -> ModelAdapter:
+    return load_adapter("embedded")
+
+
+@pytest.fixture(scope="module")
+def short() -> World:
+    return make_world(seed=12, seconds=16, side=128)
+
+
+def test_watches_on_the_world(embedded: ModelAdapter, short: World) -> None:
+    """One of each: a needle fires in its second, with its clip and thumbnail; what never comes does not."""
+    stay = short.stays[1]
+    with StreamSession(embedded) as session:
+        session.watch(f"Tell me when a {stay.name} appears")
+        session.watch(f"tell me when a {short.absent[0]} appears")
+        heard: list[Alert] = []
+        session.watches.on_alert = heard.append
+        list(session.feed(short.frames()))
+    (alert,) = session.watches.alerts
+    assert heard == [alert] and alert.text == f"a {stay.name} appears"
+    assert stay.start_seconds <= alert.fired_at_seconds < stay.start_seconds + 2
+    assert alert.start_seconds <= stay.start_seconds < alert.end_seconds and alert.thumbnail.startswith(b"\xff\xd8")
+    assert set(alert.row()) == {"watch", "fired_at_seconds", "text", "score", "chunk_id"}
+
+
+class Receiver(http.server.BaseHTTPRequestHandler):
+    bodies: list[dict[str, object]]
+    hang: threading.Event
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if body["text"] == "hang":
+            self.hang.wait(10)
+        self.bodies.append(body)
+        self.send_response(204)
+        self.end_headers()
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def receiver() -> Iterator[tuple[str, type[Receiver]]]:
+    handler = type("Fresh", (Receiver,), {"bodies": [], "hang": threading.Event()})
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"127.0.0.1:{server.server_port}", handler
+        handler.hang.set()
+        server.shutdown()
+
+
+def test_webhook_posts_alerts(receiver: tuple[str, type[Receiver]]) -> None:
+    host, handler = receiver
+    hook = Webhook(f"http://{host}/alerts?key=1", [host])
+    hook.send(ALERT)
+    hook.close()
+    assert handler.bodies == [ALERT.row()] and (hook.num_sent, hook.num_failed, hook.num_dropped) == (1, 0, 0)
+
+
+def test_a_webhook_that_hangs_holds_nothing_up(receiver: tuple[str, type[Receiver]]) -> None:
+    host, handler = receiver
+    hook = Webhook(f"http://{host}/", [host.split(":")[0]], timeout_seconds=0.3)
+    for _ in range(200):
+        hook.send(replace(ALERT, text="hang"))
+    assert hook.num_dropped >= 200 - 64 - 2, "what does not fit is counted, and nobody waits for it"
+    assert not handler.bodies
+    hook.close()
+    assert hook.num_sent == 0
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("http://elsewhere.example/x", "not allowed; allow it with --webhook-host elsewhere.example"),
+        ("http://hooks.example:8080/x", "not allowed"),
+        ("ftp://hooks.example:9000/x", "begins with https"),
+        ("hooks.example", "begins with https"),
+        ("http://me:hunter2@hooks.example:9000/", "name or password"),
+        ("http://hooks.example:port/", "no address"),
+    ],
+)
+def test_webhooks_that_are_not_allowed(url: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=words) as caught:
+        Webhook(url, ["hooks.example:9000"])
+    assert "hunter2" not in str(caught.value)

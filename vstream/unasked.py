@@ -1,0 +1,98 @@
+"""What a stream says without being asked: its watches and its commentary, as a part of a session."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Sequence
+
+from data.errors import WatchError
+from model_adapters.base import ModelAdapter
+from vstream.commentary import Commentator, NarrationRules, Utterance, create_commentator
+from vstream.config import SessionConfig
+from vstream.ingest import ChunkRecord, Ingest
+from vstream.prompts import prompts_for
+from vstream.triggers import Moment
+from vstream.turns import Turns
+from vstream.watches import Watch, Watches, WatchRules
+
+MAX_UTTERANCES = 20_000
+
+
+class Unasked:
+    """The side of a session that speaks by itself. It reads what ingest made of a chunk and changes nothing of it.
+
+    Alerts gather in `watches.alerts`, decisions in `watches.log`, and what was said in `utterances`.
+    """
+
+    def __init__(self, adapter: ModelAdapter, config: SessionConfig, ingest: Ingest, turns: Turns) -> None:
+        self.adapter = adapter
+        self.config = config
+        self.ingest = ingest
+        self.turns = turns
+        self.prompts = prompts_for(adapter.info, config.prompts)
+        self.watches = Watches(adapter, config, self.prompts)
+        self.commentator: Commentator | None = None
+        self.utterances: deque[Utterance] = deque(maxlen=MAX_UTTERANCES)
+        self.num_utterances = 0
+        self._voice = threading.Lock()
+        """Held while the commentator speaks, so that it is not changed in the middle of a sentence."""
+
+    def watch(self, written: str, rules: WatchRules | None, at_seconds: float) -> Watch:
+        """See `StreamSession.watch`; within a turn."""
+        if not self.config.window_seconds:
+            raise WatchError("window_seconds is 0, so nothing is in view that could be watched; give a longer window")
+        return self.watches.add(written, rules, at_seconds)
+
+    def look(self, record: ChunkRecord) -> None:
+        """Let the watches look at the newest chunk, in the turn in which it was stored."""
+        self.watches.look(self._moment(record))
+
+    def speak(self, records: Sequence[ChunkRecord]) -> None:
+        """Show new chunks to the commentator, token by token between other turns. Only the feeding thread gets here."""
+        with self._voice:
+            if commentator := self.commentator:
+                for record in records:
+                    self._say(commentator.look(self._moment(record)))
+
+    def narrate(self, rules: NarrationRules | None) -> None:
+        """See `StreamSession.narrate`."""
+        rules = rules or NarrationRules()
+        made = create_commentator(self.adapter, self.config, self.prompts, rules, self.ingest.sink, self.turns)
+        self._change_voice(made)
+
+    def quiet(self) -> None:
+        """Stop commenting; a sentence that was begun is still told."""
+        self._change_voice(None)
+
+    def forget_alerts(self, start_seconds: float, end_seconds: float) -> None:
+        """Take back alerts and decisions about a span; within a turn."""
+        watches = self.watches
+        watches.alerts = deque((a for a in watches.alerts if not _meets(a, start_seconds, end_seconds)), watches.alerts.maxlen)
+        kept = (d for d in watches.log if not _meets(d.findings, start_seconds, end_seconds))
+        watches.log = deque(kept, watches.log.maxlen)
+
+    def forget_words(self, start_seconds: float, end_seconds: float) -> None:
+        """Take back what was said about a span, and what commentary still sees of it. Not within a turn: it waits for one."""
+        with self._voice:
+            self.utterances = deque((u for u in self.utterances if not _meets(u, start_seconds, end_seconds)), MAX_UTTERANCES)
+            if self.commentator:
+                self.commentator.forget(start_seconds, end_seconds)
+
+    def _change_voice(self, commentator: Commentator | None) -> None:
+        with self._voice:
+            if self.commentator:
+                self._say(self.commentator.finish())
+            self.commentator = commentator
+
+    def _say(self, utterances: Sequence[Utterance]) -> None:
+        self.utterances.extend(utterances)
+        self.num_utterances += len(utterances)
+
+    def _moment(self, record: ChunkRecord) -> Moment:
+        return Moment(record, *self.ingest.newest, self.ingest.live)
+
+
+def _meets(item: object, start_seconds: float, end_seconds: float) -> bool:
+    """Whether something with a `start_seconds` and `end_seconds` overlaps a span."""
+    return item.start_seconds < end_seconds and item.end_seconds > start_seconds  # type: ignore[attr-defined]

@@ -1,0 +1,24 @@
+"""Watches: "tell me when …", several at once, with every decision on record."""
+
+from vstream.watches.base import Alert, Findings, Watch, WatchDecision, WatchRules, decision_row, read_log
+from vstream.watches.condition import MAX_WATCHES, Condition, parse_condition
+from vstream.watches.state import WatchState, replay
+from vstream.watches.watching import Watches
+from vstream.watches.webhook import Webhook
+
+__all__ = [
+    "MAX_WATCHES",
+    "Alert",
+    "Condition",
+    "Findings",
+    "Watch",
+    "WatchDecision",
+    "WatchRules",
+    "WatchState",
+    "Watches",
+    "Webhook",
+    "decision_row",
+    "parse_condition",
+    "read_log",
+    "replay",
+]

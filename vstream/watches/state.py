@@ -1,0 +1,92 @@
+"""How one watch comes to a decision: a state machine without a model, so that its log can be replayed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from vstream.prompts import Prompts
+from vstream.watches.base import Findings, Watch, WatchDecision
+
+CONFIRM_THRESHOLD = 0.85
+"""Least mean likelihood per token of the confirming answer: one doubtful word among four pulls the mean below it."""
+
+
+class WatchState:
+    """What one watch remembers between moments. `decide` is given the findings in stream order."""
+
+    def __init__(self, watch: Watch, prompts: Prompts) -> None:
+        self.watch = watch
+        self.needed, self.looks_allowed = watch.rules.looks(prompts.confirm_looks)
+        self.begins_only = prompts.begins_only
+        self.asks_again = bool(prompts.confirm and watch.condition.subject)
+        """Whether a "yes" is confirmed by a question of another kind."""
+        self.done = False
+        self.clip_start_seconds = 0.0
+        self.score = 0.0
+        self._looks: list[bool] = []
+        self._armed = True
+        self._fired_at: float | None = None
+
+    @property
+    def pending(self) -> bool:
+        """Whether a "yes" waits for confirmation; the next moment must then be looked at."""
+        return bool(self._looks)
+
+    def wants_score(self) -> bool:
+        """Whether a look needs P(yes)."""
+        return not (self.pending and self.asks_again)
+
+    def wants_confirmation(self, score: float | None) -> bool:
+        """Whether a look that found `score` needs the confirming question too."""
+        first = score is not None and score >= self.watch.rules.threshold and self._armed
+        return self.asks_again and (self.pending or first)
+
+    def decide(self, findings: Findings) -> WatchDecision:
+        """The decision on one moment. Changes the state."""
+        rules = self.watch.rules
+        if rules.expires_seconds is not None and findings.at_seconds >= self.watch.set_at_seconds + rules.expires_seconds:
+            self.done = True
+            return self._said(findings, "expired", f"{rules.expires_seconds:g} s have passed since it was set")
+        if not findings.looked:
+            return self._said(findings, "declined", f"not looked at: {findings.gate}")
+        if not self.pending:
+            score = findings.score or 0.0
+            if score < rules.threshold:
+                self._armed = True
+                return self._said(findings, "declined", f"the model says no ({score:.2f}, yes from {rules.threshold:.2f})")
+            if not self._armed:
+                return self._said(findings, "suppressed", "still true since the last alert; it must end first")
+            self.clip_start_seconds, self.score = findings.start_seconds, score
+        return self._confirm(findings)
+
+    def _confirm(self, findings: Findings) -> WatchDecision:
+        found = findings.confirmed if self.asks_again else findings.score
+        least = CONFIRM_THRESHOLD if self.asks_again else self.watch.rules.threshold
+        self._looks.append((found or 0.0) >= least)
+        num_yes, num = sum(self._looks), len(self._looks)
+        words = f"the model says yes ({self.score:.2f}); {num_yes} of {num} looks confirm it"
+        if num_yes < self.needed and num_yes + self.looks_allowed - num >= self.needed:
+            return self._said(findings, "declined", f"{words}, {self.needed} of {self.looks_allowed} are needed: waiting")
+        self._looks = []
+        if num_yes < self.needed:
+            return self._said(findings, "declined", f"{words}, {self.needed} of {self.looks_allowed} were needed")
+        return self._fire(findings, words)
+
+    def _fire(self, findings: Findings, words: str) -> WatchDecision:
+        at, cooldown = findings.at_seconds, self.watch.rules.cooldown_seconds
+        self._armed = self.begins_only
+        if self._fired_at is not None and at - self._fired_at < cooldown:
+            left = self._fired_at + cooldown - at
+            return self._said(findings, "suppressed", f"{words}, but it cools down for another {left:.1f} s")
+        self._fired_at = at
+        self.done = self.watch.rules.once
+        return self._said(findings, "fired", words)
+
+    def _said(self, findings: Findings, verdict: str, reason: str) -> WatchDecision:
+        return WatchDecision(findings, verdict, self.watch.rules.threshold, reason)
+
+
+def replay(watch: Watch, prompts: Prompts, log: Iterable[WatchDecision]) -> list[WatchDecision]:
+    """The decisions that the findings in `log` lead to, made again from nothing else: equal to `log`."""
+    state = WatchState(watch, prompts)
+    return [state.decide(decision.findings) for decision in log if decision.findings.watch == watch.number]

@@ -1,0 +1,173 @@
+"""All watches of one stream: gate, one forward for all that are due, confirmation, decision, log."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from collections.abc import Callable
+
+import torch
+
+from data.errors import WatchError
+from model_adapters.base import ModelAdapter
+from vstream.config import SessionConfig
+from vstream.prompts import Prompts
+from vstream.triggers import Moment, Poll, QueryJump, create_gate
+from vstream.triggers.similarity import similarities
+from vstream.triggers.yes_no import yes_probabilities
+from vstream.watches.base import Alert, Findings, Watch, WatchDecision, WatchRules
+from vstream.watches.condition import MAX_WATCHES, parse_condition
+from vstream.watches.state import WatchState
+
+MAX_LOG = 20_000
+MAX_ALERTS = 1000
+CLIP_BEFORE_SECONDS = 1.0
+"""A clip begins this long before what it shows, so that one sees it begin."""
+
+
+class Watches:
+    """The watches of one stream. `look` is called once for every chunk, in order, on the stream's own thread.
+
+    All of them are asked every `config.poll_seconds` at least, whatever the gates say.
+    on_alert: called for every alert; must return at once.
+    """
+
+    def __init__(self, adapter: ModelAdapter, config: SessionConfig, prompts: Prompts) -> None:
+        self.adapter = adapter
+        self.prompts = prompts
+        self.on_alert: Callable[[Alert], None] | None = None
+        self.alerts: deque[Alert] = deque(maxlen=MAX_ALERTS)
+        self.log: deque[WatchDecision] = deque(maxlen=MAX_LOG)
+        self.num_alerts = 0
+        self.num_decisions = 0
+        self.spent_seconds = 0.0
+        """Wall time that looking has taken so far."""
+        self._gate = create_gate(config)
+        self._poll = Poll(config.poll_seconds)
+        self._states: dict[int, WatchState] = {}
+        self._jumps: dict[int, QueryJump] = {}
+        self._queries = torch.empty(0)
+        """float32 [watches, layers, kv_heads, head_dim], in the order of `_jumps`."""
+        self._num_set = 0
+
+    def add(self, written: str, rules: WatchRules | None = None, at_seconds: float = 0.0) -> Watch:
+        """Set a watch from stream time `at_seconds` on. Raises WatchError: see `parse_condition`; or one too many."""
+        condition = parse_condition(written)
+        active = self.active
+        if len(active) >= MAX_WATCHES:
+            raise WatchError(f"there are {MAX_WATCHES} watches, which is the most; remove one first")
+        if any(watch.condition.text.lower() == condition.text.lower() for watch in active):
+            raise WatchError(f'"{condition.text}" is being watched for already; remove that watch first, or word it otherwise')
+        self._num_set += 1
+        watch = Watch(self._num_set, written.strip(), condition, rules or WatchRules(), at_seconds)
+        self._jumps[watch.number] = QueryJump(self.adapter.encode_question(_gist(condition.subject or condition.text)))
+        self._states[watch.number] = WatchState(watch, self.prompts)
+        self._queries = torch.stack([jump.query.per_layer for jump in self._jumps.values()])
+        return watch
+
+    def remove(self, number: int) -> None:
+        """End a watch; its alerts and its part of the log stay. Raises WatchError for a number that is not active."""
+        if self._states.pop(number, None) is None:
+            raise WatchError(f"there is no watch number {number}; it may have ended already")
+        del self._jumps[number]
+        if self._jumps:
+            self._queries = torch.stack([jump.query.per_layer for jump in self._jumps.values()])
+
+    @property
+    def active(self) -> list[Watch]:
+        """The watches that may still fire, in the order in which they were set."""
+        return [state.watch for state in list(self._states.values())]
+
+    def look(self, moment: Moment) -> list[Alert]:
+        """Decide on the newest chunk for every watch. Returns the alerts; leaves nothing in the stream's own context."""
+        if not self._states:
+            return []
+        started = time.perf_counter()
+        decisions = [self._states[found.watch].decide(found) for found in self._find(moment)]
+        alerts = [self._alert(decision, moment) for decision in decisions if decision.verdict == "fired"]
+        self.log.extend(decisions)
+        self.num_decisions += len(decisions)
+        self.alerts.extend(alerts)
+        self.num_alerts += len(alerts)
+        for number in [number for number, state in self._states.items() if state.done]:
+            self.remove(number)
+        self.spent_seconds += time.perf_counter() - started
+        for alert in alerts:
+            if self.on_alert:
+                self.on_alert(alert)
+        return alerts
+
+    def _find(self, moment: Moment) -> list[Findings]:
+        """What there is to know of every watch; the model is asked once for all that are due."""
+        gates = self._gates(moment)
+        states = {number: state for number, state in self._states.items() if gates[number][0]}
+        asked = [number for number, state in states.items() if state.wants_score()]
+        scores: dict[int, float] = {}
+        if asked:
+            questions = [self.prompts.watch.format(condition=states[n].watch.condition.text) for n in asked]
+            found = yes_probabilities(self.adapter, moment.live, questions, self.prompts.yes, self.prompts.no)
+            scores = dict(zip(asked, found, strict=True))
+        record = moment.record
+        return [
+            Findings(
+                watch=number,
+                at_seconds=moment.at_seconds,
+                chunk_id=record.chunk_id,
+                start_seconds=record.start_seconds,
+                end_seconds=record.end_seconds,
+                looked=looked,
+                gate=words,
+                score=scores.get(number),
+                confirmed=self._confirmation(number, scores.get(number), moment) if looked else None,
+            )
+            for number, (looked, words) in gates.items()
+        ]
+
+    def _gates(self, moment: Moment) -> dict[int, tuple[bool, str]]:
+        """For every watch: whether the model is to be asked, and why."""
+        gate, poll = self._gate.look(moment), self._poll.look(moment)
+        gates, at = {}, moment.at_seconds
+        alike = similarities(self._queries, moment.kv)
+        for (number, state), trigger, similarity in zip(self._states.items(), self._jumps.values(), alike, strict=True):
+            if state.pending:
+                gates[number] = (True, "an answer waits for confirmation")
+            elif poll.fired:
+                gates[number] = (True, poll.reason)
+            elif not gate.fired:
+                gates[number] = (False, gate.reason)
+            else:
+                jump = trigger.decide(at, similarity)
+                gates[number] = (jump.fired, f"{gate.reason}; {jump.reason} (z {jump.score:.1f})")
+            trigger.remember(at, similarity)
+        return gates
+
+    def _confirmation(self, number: int, score: float | None, moment: Moment) -> float | None:
+        """How likely the confirming answer is, per token; None where it is not wanted."""
+        state = self._states[number]
+        if not state.wants_confirmation(score):
+            return None
+        run = self.adapter.question_run(self.prompts.confirm)
+        answer = self.prompts.confirmed.format(subject=state.watch.condition.subject)
+        (likelihood,) = self.adapter.likelihoods(moment.live.fork(), run, [answer])
+        return math.exp(likelihood)
+
+    def _alert(self, decision: WatchDecision, moment: Moment) -> Alert:
+        state = self._states[decision.findings.watch]
+        return Alert(
+            watch=state.watch.written,
+            number=state.watch.number,
+            fired_at_seconds=decision.findings.at_seconds,
+            text=state.watch.condition.text,
+            score=state.score,
+            chunk_id=moment.record.chunk_id,
+            start_seconds=max(0.0, state.clip_start_seconds - CLIP_BEFORE_SECONDS),
+            end_seconds=moment.record.end_seconds,
+            thumbnail=moment.record.thumbnail,
+        )
+
+
+def _gist(subject: str) -> str:
+    """The subject without its article, which is alike to everything."""
+    first, _, rest = subject.partition(" ")
+    return rest if rest and first.lower() in ("a", "an", "the") else subject

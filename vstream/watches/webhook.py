@@ -1,0 +1,91 @@
+"""Alerts to a web address that the user has allowed: on a thread of its own, behind a bounded queue."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import logging
+import queue
+import threading
+from collections.abc import Collection
+from urllib.parse import urlsplit
+
+from data.errors import ConfigError
+from vstream.watches.base import Alert
+
+log = logging.getLogger(__name__)
+
+TIMEOUT_SECONDS = 5.0
+CAPACITY = 64
+
+
+class Webhook:
+    """Posts every alert as JSON to `url`. `send` never waits: what the queue has no room for is counted and dropped.
+
+    allowed_hosts: the hosts, `name` or `name:port`, that may be written to. Redirects are not followed and replies not read.
+    Raises ConfigError for an address that is not allowed.
+    """
+
+    def __init__(self, url: str, allowed_hosts: Collection[str], timeout_seconds: float = TIMEOUT_SECONDS) -> None:
+        self._secure, self._host, self._port, self._path = _checked(url, allowed_hosts)
+        self.timeout_seconds = timeout_seconds
+        self.num_sent = 0
+        self.num_failed = 0
+        self.num_dropped = 0
+        self._waiting: queue.Queue[Alert | None] = queue.Queue(CAPACITY)
+        self._thread = threading.Thread(target=self._run, name="webhook", daemon=True)
+        self._thread.start()
+
+    def send(self, alert: Alert) -> None:
+        """Queue an alert; returns at once."""
+        try:
+            self._waiting.put_nowait(alert)
+        except queue.Full:
+            self.num_dropped += 1
+
+    def close(self) -> None:
+        """Let what is queued go out, for as long as one time-out, and stop."""
+        try:
+            self._waiting.put(None, timeout=self.timeout_seconds)
+        except queue.Full:
+            return  # The other side hangs; the thread is a daemon and holds nothing up.
+        self._thread.join(self.timeout_seconds)
+
+    def _run(self) -> None:
+        while (alert := self._waiting.get()) is not None:
+            try:
+                self._post(json.dumps(alert.row()).encode())
+                self.num_sent += 1
+            except (OSError, http.client.HTTPException) as error:
+                self.num_failed += 1
+                # The host only: an address may carry a secret.
+                log.warning("an alert could not be sent to %s: %s", self._host, type(error).__name__)
+
+    def _post(self, body: bytes) -> None:
+        kind = http.client.HTTPSConnection if self._secure else http.client.HTTPConnection
+        connection = kind(self._host, self._port, timeout=self.timeout_seconds)
+        try:
+            connection.request("POST", self._path, body, {"Content-Type": "application/json"})
+            status = connection.getresponse().status
+        finally:
+            connection.close()
+        if not 200 <= status < 300:
+            raise http.client.HTTPException(f"status {status}")
+
+
+def _checked(url: str, allowed_hosts: Collection[str]) -> tuple[bool, str, int | None, str]:
+    """Whether to use TLS, the host, the port and the path of an address that is allowed."""
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        raise ConfigError("the webhook is no address; give one that begins with https:// or http://") from None
+    host = parts.hostname
+    if parts.scheme not in ("http", "https") or not host:
+        raise ConfigError("the webhook is no address; give one that begins with https:// or http://")
+    if parts.username or parts.password:
+        raise ConfigError("the webhook's address holds a name or password; put a secret into its path instead")
+    named = {host, f"{host}:{port or (443 if parts.scheme == 'https' else 80)}"}
+    if not named & {allowed.lower() for allowed in allowed_hosts}:
+        raise ConfigError(f"the webhook's host {host} is not allowed; allow it with --webhook-host {host}")
+    return parts.scheme == "https", host, port, (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
