@@ -1,4 +1,4 @@
-"""The command line: `python -m vstream ask | batch | doctor`."""
+"""The command line: `python -m vstream ask | batch | watch | comment | doctor`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from data.errors import VStreamError
-from vstream import commands
+from vstream import commands, speaking
 from vstream.config import USAGE_ERROR, Parser, add_flags
 from vstream.memory_commands import add_memory_commands
 from vstream.models import add_model_flags
@@ -35,6 +35,16 @@ def build_parser() -> argparse.ArgumentParser:
     batch.add_argument("--limit", type=int, default=None, help="answer only the first rows")
     _shared(batch)
     batch.set_defaults(run=commands.batch)
+
+    watch = commands_.add_parser("watch", help="tell when something happens, as it happens")
+    speaking.add_watch_flags(watch)
+    _shared(watch)
+    watch.set_defaults(run=speaking.watch)
+
+    comment = commands_.add_parser("comment", help="comment on a source, as subtitles or a list")
+    speaking.add_comment_flags(comment)
+    _shared(comment)
+    comment.set_defaults(run=speaking.comment)
 
     memory = commands_.add_parser("memory", help="look at, check, thin out and delete stored memories")
     add_memory_commands(memory, Parser)

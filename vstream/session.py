@@ -24,17 +24,15 @@ from retrieval.base import Retriever
 from retrieval.compose import compose_retriever
 from retrieval.restored import Restored
 from vstream.answer import Answer, Answerer, View, checked_question, is_text
-from vstream.commentary import NarrationRules
 from vstream.config import SessionConfig
 from vstream.ingest import ChunkRecord, Ingest
 from vstream.remembered import Joined, identity_of, join, stored_settings
 from vstream.stats import Stats
 from vstream.turns import Turns
-from vstream.unasked import Unasked
-from vstream.watches import Watch, WatchRules
+from vstream.unasked import Speaking, Unasked
 
 
-class StreamSession:
+class StreamSession(Speaking):
     """Watches one stream in bounded memory and answers about any moment of it.
 
     One thread feeds; any number of threads may ask at the same time. `turns` is shared by all sessions of one model.
@@ -166,23 +164,6 @@ class StreamSession:
         self.unasked.quiet()
         return records
 
-    def watch(self, written: str, rules: WatchRules | None = None) -> Watch:
-        """Tell me when …: watch for a condition from now on; alerts gather in `unasked.watches`.
-
-        Raises WatchError for a watch that is empty, contradicts itself, or is one too many.
-        """
-        with self.turns.answer(), self._lock:
-            return self.unasked.watch(written, rules, self.now_seconds)
-
-    def unwatch(self, number: int) -> None:
-        """End a watch. Raises WatchError for a number that is not active."""
-        with self._lock:
-            self.unasked.watches.remove(number)
-
-    def narrate(self, rules: NarrationRules | None = None) -> None:
-        """Comment on the stream from now on, in `unasked.utterances`, until `unasked.quiet()`; again: under new rules."""
-        self.unasked.narrate(rules)
-
     def _store(self, chunk: Chunk) -> ChunkRecord:
         record, dropped = self.ingest.add(chunk)
         self.records.add(record)
@@ -300,8 +281,7 @@ class StreamSession:
             self.records.remove(ids)
             self.ingest.forget(ids)
             self.chunker.discard(start_seconds, end_seconds)
-            self.unasked.forget_alerts(start_seconds, end_seconds)
-        self.unasked.forget_words(start_seconds, end_seconds)
+        self.unasked.forget(start_seconds, end_seconds)
         return ids
 
     def close(self) -> None:

@@ -39,10 +39,11 @@ class Unasked:
         """Held while the commentator speaks, so that it is not changed in the middle of a sentence."""
 
     def watch(self, written: str, rules: WatchRules | None, at_seconds: float) -> Watch:
-        """See `StreamSession.watch`; within a turn."""
+        """See `Speaking.watch`."""
         if not self.config.window_seconds:
             raise WatchError("window_seconds is 0, so nothing is in view that could be watched; give a longer window")
-        return self.watches.add(written, rules, at_seconds)
+        with self.turns.answer():
+            return self.watches.add(written, rules, at_seconds)
 
     def look(self, record: ChunkRecord) -> None:
         """Let the watches look at the newest chunk, in the turn in which it was stored."""
@@ -65,17 +66,12 @@ class Unasked:
         """Stop commenting; a sentence that was begun is still told."""
         self._change_voice(None)
 
-    def forget_alerts(self, start_seconds: float, end_seconds: float) -> None:
-        """Take back alerts and decisions about a span; within a turn."""
-        watches = self.watches
-        watches.alerts = deque((a for a in watches.alerts if not _meets(a, start_seconds, end_seconds)), watches.alerts.maxlen)
-        kept = (d for d in watches.log if not _meets(d.findings, start_seconds, end_seconds))
-        watches.log = deque(kept, watches.log.maxlen)
-
-    def forget_words(self, start_seconds: float, end_seconds: float) -> None:
-        """Take back what was said about a span, and what commentary still sees of it. Not within a turn: it waits for one."""
+    def forget(self, start_seconds: float, end_seconds: float) -> None:
+        """Take back what was said about a span, and what commentary sees of it. Not within a turn: it may have to wait for one."""
+        self.watches.forget(start_seconds, end_seconds)
         with self._voice:
-            self.utterances = deque((u for u in self.utterances if not _meets(u, start_seconds, end_seconds)), MAX_UTTERANCES)
+            kept = (u for u in self.utterances if not u.start_seconds < end_seconds or not u.end_seconds > start_seconds)
+            self.utterances = deque(kept, MAX_UTTERANCES)
             if self.commentator:
                 self.commentator.forget(start_seconds, end_seconds)
 
@@ -93,6 +89,22 @@ class Unasked:
         return Moment(record, *self.ingest.newest, self.ingest.live)
 
 
-def _meets(item: object, start_seconds: float, end_seconds: float) -> bool:
-    """Whether something with a `start_seconds` and `end_seconds` overlaps a span."""
-    return item.start_seconds < end_seconds and item.end_seconds > start_seconds  # type: ignore[attr-defined]
+class Speaking:
+    """What a session offers of it."""
+
+    unasked: Unasked
+
+    @property
+    def now_seconds(self) -> float:
+        raise NotImplementedError
+
+    def watch(self, written: str, rules: WatchRules | None = None) -> Watch:
+        """Tell me when …: watch for a condition from now on; alerts gather in `unasked.watches`.
+
+        Raises WatchError for a watch that is empty, contradicts itself, or is one too many.
+        """
+        return self.unasked.watch(written, rules, self.now_seconds)
+
+    def narrate(self, rules: NarrationRules | None = None) -> None:
+        """Comment on the stream from now on, in `unasked.utterances`, until `unasked.quiet()`; again: under new rules."""
+        self.unasked.narrate(rules)

@@ -80,5 +80,9 @@ class Commentator(ABC):
         """Look at the newest chunk. Returns what is complete to be said now, oldest first; usually nothing."""
 
     @abstractmethod
+    def forget(self, start_seconds: float, end_seconds: float) -> None:
+        """Let go of what is seen of a span of the stream."""
+
+    @abstractmethod
     def finish(self) -> list[Utterance]:
         """The stream has ended: what was begun is said as one whole."""

@@ -93,6 +93,12 @@ class ContinuousCommentator(Commentator):
         self.spent_seconds += time.perf_counter() - started
         return self._said(text, record.start_seconds, record.end_seconds)
 
+    def forget(self, start_seconds: float, end_seconds: float) -> None:
+        times = [(segment, segment.kv.start_seconds, segment.kv.end_seconds) for segment in self._segments]
+        kept = [s for s, start, end in times if end <= start_seconds or start >= end_seconds]
+        with self.turns.answer():
+            self._renew(kept)
+
     def finish(self) -> list[Utterance]:
         return self._whole()
 
@@ -144,8 +150,10 @@ class ContinuousCommentator(Commentator):
     def _slide(self, now_seconds: float) -> None:
         """Throw away what is out of view; what stays is given contiguous positions again."""
         kept = in_view(self._segments, self.rules.vision_seconds or VISION_SECONDS, self.rules.text_tokens, now_seconds)
-        if len(kept) == len(self._segments):
-            return
+        if len(kept) < len(self._segments):
+            self._renew(kept)
+
+    def _renew(self, kept: list[Segment]) -> None:
         self._segments = kept
         chunks = [self._sink, *(segment.kv for segment in kept)]
         self._context = self.adapter.new_context(2 * sum(kv.num_tokens for kv in chunks))

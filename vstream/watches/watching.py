@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 import time
 from collections import deque
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from vstream.triggers import Moment, Poll, QueryJump, create_gate
 from vstream.triggers.similarity import similarities
 from vstream.triggers.yes_no import yes_probabilities
 from vstream.watches.base import Alert, Findings, Watch, WatchDecision, WatchRules
-from vstream.watches.condition import MAX_WATCHES, parse_condition
+from vstream.watches.condition import MAX_WATCHES, Condition, parse_condition
 from vstream.watches.state import WatchState
 
 MAX_LOG = 20_000
@@ -45,6 +46,8 @@ class Watches:
         """Wall time that looking has taken so far."""
         self._gate = create_gate(config)
         self._poll = Poll(config.poll_seconds)
+        self._lock = threading.RLock()
+        """Watches are set and taken back while the stream goes on."""
         self._states: dict[int, WatchState] = {}
         self._jumps: dict[int, QueryJump] = {}
         self._queries = torch.empty(0)
@@ -54,13 +57,17 @@ class Watches:
     def add(self, written: str, rules: WatchRules | None = None, at_seconds: float = 0.0) -> Watch:
         """Set a watch from stream time `at_seconds` on. Raises WatchError: see `parse_condition`; or one too many."""
         condition = parse_condition(written)
+        with self._lock:
+            return self._add(written, condition, rules or WatchRules(), at_seconds)
+
+    def _add(self, written: str, condition: Condition, rules: WatchRules, at_seconds: float) -> Watch:
         active = self.active
         if len(active) >= MAX_WATCHES:
             raise WatchError(f"there are {MAX_WATCHES} watches, which is the most; remove one first")
         if any(watch.condition.text.lower() == condition.text.lower() for watch in active):
             raise WatchError(f'"{condition.text}" is being watched for already; remove that watch first, or word it otherwise')
         self._num_set += 1
-        watch = Watch(self._num_set, written.strip(), condition, rules or WatchRules(), at_seconds)
+        watch = Watch(self._num_set, written.strip(), condition, rules, at_seconds)
         self._jumps[watch.number] = QueryJump(self.adapter.encode_question(_gist(condition.subject or condition.text)))
         self._states[watch.number] = WatchState(watch, self.prompts)
         self._queries = torch.stack([jump.query.per_layer for jump in self._jumps.values()])
@@ -68,11 +75,21 @@ class Watches:
 
     def remove(self, number: int) -> None:
         """End a watch; its alerts and its part of the log stay. Raises WatchError for a number that is not active."""
-        if self._states.pop(number, None) is None:
-            raise WatchError(f"there is no watch number {number}; it may have ended already")
-        del self._jumps[number]
-        if self._jumps:
-            self._queries = torch.stack([jump.query.per_layer for jump in self._jumps.values()])
+        with self._lock:
+            if self._states.pop(number, None) is None:
+                raise WatchError(f"there is no watch number {number}; it may have ended already")
+            del self._jumps[number]
+            if self._jumps:
+                self._queries = torch.stack([jump.query.per_layer for jump in self._jumps.values()])
+
+    def forget(self, start_seconds: float, end_seconds: float) -> None:
+        """Take back alerts and decisions about a span of the stream."""
+        with self._lock:
+            alerts = [a for a in self.alerts if a.end_seconds <= start_seconds or a.start_seconds >= end_seconds]
+            self.alerts = deque(alerts, MAX_ALERTS)
+            found = [(d, d.findings) for d in self.log]
+            log = [d for d, f in found if f.end_seconds <= start_seconds or f.start_seconds >= end_seconds]
+            self.log = deque(log, MAX_LOG)
 
     @property
     def active(self) -> list[Watch]:
@@ -81,8 +98,14 @@ class Watches:
 
     def look(self, moment: Moment) -> list[Alert]:
         """Decide on the newest chunk for every watch. Returns the alerts; leaves nothing in the stream's own context."""
-        if not self._states:
-            return []
+        with self._lock:
+            alerts = self._look(moment) if self._states else []
+        for alert in alerts:
+            if self.on_alert:
+                self.on_alert(alert)
+        return alerts
+
+    def _look(self, moment: Moment) -> list[Alert]:
         started = time.perf_counter()
         decisions = [self._states[found.watch].decide(found) for found in self._find(moment)]
         alerts = [self._alert(decision, moment) for decision in decisions if decision.verdict == "fired"]
@@ -93,9 +116,6 @@ class Watches:
         for number in [number for number, state in self._states.items() if state.done]:
             self.remove(number)
         self.spent_seconds += time.perf_counter() - started
-        for alert in alerts:
-            if self.on_alert:
-                self.on_alert(alert)
         return alerts
 
     def _find(self, moment: Moment) -> list[Findings]:

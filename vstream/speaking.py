@@ -1,0 +1,153 @@
+"""What `python -m vstream watch` and `comment` do: a stream that speaks without being asked."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TextIO
+
+from data.errors import ConfigError, SourceError
+from data.sources import Source, open_source
+from data.sources.burn import burn
+from model_adapters.registry import load_adapter
+from vstream.captions import cues, kind_of, write_captions
+from vstream.commentary import ENGINES, STYLES, NarrationRules
+from vstream.config import from_flags
+from vstream.progress import Progress
+from vstream.session import StreamSession
+from vstream.watches import Alert, WatchRules, Webhook, decision_row, parse_condition
+
+BURN_FPS = 10.0
+
+
+def add_watch_flags(parser: argparse.ArgumentParser) -> None:
+    rules = WatchRules()
+    parser.add_argument("source", help="a file, a URL, or world:?seed=7&seconds=600&speed=1")
+    parser.add_argument("--when", action="append", required=True, metavar="WORDS", help='"a red circle appears"; repeatable')
+    parser.add_argument("--until", type=float, metavar="SECONDS", help="stop at this stream time; default: at the end")
+    parser.add_argument("--threshold", type=float, default=rules.threshold, help="least probability of yes (default 0.5)")
+    parser.add_argument("--cooldown", type=float, default=rules.cooldown_seconds, help="seconds of silence after an alert")
+    parser.add_argument("--confirm", type=int, default=None, metavar="N", help="looks that must confirm a yes")
+    parser.add_argument("--of", type=int, default=None, metavar="M", help="out of so many looks")
+    parser.add_argument("--once", action="store_true", help="each watch ends with its first alert")
+    parser.add_argument("--expires", type=float, default=None, metavar="SECONDS", help="each watch ends after so long")
+    parser.add_argument("--log", type=Path, metavar="FILE", help="write every decision here, as JSON lines")
+    parser.add_argument("--webhook", metavar="URL", help="also post alerts here; its host must be allowed")
+    parser.add_argument("--webhook-host", action="append", default=[], metavar="HOST", help="a host that may be posted to")
+    parser.add_argument("--json", action="store_true", help="print one JSON object per alert")
+
+
+def watch(args: argparse.Namespace) -> int:
+    """Watch the source and print every alert as it comes."""
+    config = from_flags(args)
+    rules = WatchRules(args.threshold, args.cooldown, args.confirm, args.of, args.once, args.expires)
+    for words in args.when:
+        parse_condition(words)
+    until = _checked_until(args.until)
+    hook = Webhook(args.webhook, args.webhook_host) if args.webhook else None
+    log = _opened(args.log) if args.log else None
+    try:
+        with open_source(args.source, allow_private_hosts=args.allow_private_hosts) as source:
+            with StreamSession(load_adapter(args.model), config, folder=args.memory) as session:
+                for words in args.when:
+                    session.watch(words, rules)
+                session.watches.on_alert = lambda alert: _tell(alert, args.json, hook)
+                for _ in _watched(session, source, until):
+                    while log and session.watches.log:
+                        log.write(json.dumps(decision_row(session.watches.log.popleft())) + "\n")
+            _warn(source)
+    finally:
+        if log:
+            log.close()
+        if hook:
+            hook.close()
+            sys.stderr.write(f"webhook: {hook.num_sent} sent, {hook.num_failed} failed, {hook.num_dropped} dropped\n")
+    return 0
+
+
+def add_comment_flags(parser: argparse.ArgumentParser) -> None:
+    rules = NarrationRules()
+    parser.add_argument("source", help="a file, a URL, or world:?seed=7&seconds=600&speed=1")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="FILE.vtt, .srt, .jsonl or .md")
+    parser.add_argument("--until", type=float, metavar="SECONDS", help="stop at this stream time; default: at the end")
+    parser.add_argument(
+        "--background", default="", metavar="WORDS", help="what the model should know: title, names, what matters"
+    )
+    parser.add_argument("--style", choices=STYLES, default=rules.style)
+    parser.add_argument("--engine", choices=ENGINES, default=rules.engine, help="continuous: for checkpoints trained for it")
+    parser.add_argument("--words-per-second", type=float, default=None, help="how much is said at most")
+    parser.add_argument("--burn", type=Path, metavar="CLIP.mp4", help="also burn the words into a copy of a recorded source")
+
+
+def comment(args: argparse.Namespace) -> int:
+    """Comment on the source and write what was said."""
+    config = from_flags(args)
+    kind_of(args.out)
+    if args.burn and args.burn.suffix.lower() != ".mp4":
+        raise ConfigError(f"{args.burn.name} is no name for a clip; end it in .mp4")
+    until = _checked_until(args.until)
+    rules = NarrationRules(args.engine, args.background, args.style, args.words_per_second)
+    with open_source(args.source, allow_private_hosts=args.allow_private_hosts) as source:
+        if args.burn and source.info.live:
+            raise SourceError("a live stream cannot be watched twice, so nothing can be burnt into it; leave --burn out")
+        with StreamSession(load_adapter(args.model), config, folder=args.memory) as session:
+            if (args.background or args.style != "plain") and not session.prompts.takes_talk:
+                sys.stderr.write(f"warning: {session.adapter.info.name} reads no background and knows one style\n")
+            session.narrate(rules)
+            for _ in _watched(session, source, until):
+                pass
+            said = list(session.utterances)
+        _warn(source)
+    num = write_captions(args.out, said)
+    sys.stderr.write(f"{num} cues in {args.out}\n")
+    if args.burn:
+        with open_source(args.source, allow_private_hosts=args.allow_private_hosts) as source:
+            frames = (frame for frame in source.frames(BURN_FPS) if frame.pts_seconds <= until)
+            burn(frames, [(c.start_seconds, c.end_seconds, c.text) for c in cues(said)], args.burn, BURN_FPS)
+    return 0
+
+
+def _watched(session: StreamSession, source: Source, until: float) -> Iterator[None]:
+    """Feed the session up to stream time `until`, or to the end; yields after every frame. Ctrl-C ends the stream, no more."""
+    total = until if math.isfinite(until) else source.info.duration_seconds
+    with Progress("watching", total) as progress:
+        try:
+            for frame in source.frames(session.config.fps):
+                if frame.pts_seconds > until:
+                    break
+                session.push(frame)
+                progress.update(frame.pts_seconds)
+                yield
+        except KeyboardInterrupt:
+            sys.stderr.write("stopped\n")
+        session.finish()
+        yield
+
+
+def _tell(alert: Alert, as_json: bool, hook: Webhook | None) -> None:
+    line = json.dumps(alert.row()) if as_json else f"{alert.fired_at_seconds:8.1f} s  {alert.text}  ({alert.score:.2f})"
+    print(line, flush=True)
+    if hook:
+        hook.send(alert)
+
+
+def _checked_until(until: float | None) -> float:
+    if until is not None and not until > 0:
+        raise ConfigError(f"--until is {until:g}; give a stream time after 0 s")
+    return math.inf if until is None else until
+
+
+def _opened(path: Path) -> TextIO:
+    try:
+        return path.open("w", encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be written: {error.strerror}; choose another --log") from error
+
+
+def _warn(source: Source) -> None:
+    for warning in source.stats.warnings:
+        sys.stderr.write(f"warning: {warning}\n")
