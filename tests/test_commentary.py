@@ -95,8 +95,8 @@ def test_answers_are_bit_identical_with_and_without(random_adapter: ModelAdapter
     busy, also_kept, session = watched(True)
     assert plain == busy
     assert all(torch.equal(a.keys, b.keys) and torch.equal(a.values, b.values) for a, b in zip(kept, also_kept, strict=True))
-    assert session.watches.num_decisions == 12 and any(d.findings.looked for d in session.watches.log)
-    assert session.commentator is not None and session.commentator.spent_seconds > 0
+    assert session.unasked.watches.num_decisions == 12 and any(d.findings.looked for d in session.unasked.watches.log)
+    assert session.unasked.commentator is not None and session.unasked.commentator.spent_seconds > 0
 
 
 @dataclass
@@ -231,9 +231,9 @@ def test_continuous_decodes_within_its_budget(random_adapter: ModelAdapter, fram
         session.narrate(NarrationRules("continuous", words_per_second=0.5, background="Reds against blues."))
         list(session.feed(frames[:12]))
         session.finish()
-        words = [len(utterance.text.replace("…", "").split()) for utterance in session.utterances]
+        words = [len(utterance.text.replace("…", "").split()) for utterance in session.unasked.utterances]
         assert sum(words) <= 2 + 0.5 * 6
-        assert all(0 <= u.start_seconds < u.end_seconds <= 6 for u in session.utterances)
+        assert all(0 <= u.start_seconds < u.end_seconds <= 6 for u in session.unasked.utterances)
 
 
 @pytest.fixture(scope="module")
@@ -247,8 +247,8 @@ def test_commentary_on_the_world(embedded: ModelAdapter) -> None:
     with StreamSession(embedded) as session:
         session.narrate()
         list(session.feed(world.frames()))
-        said = {int(u.start_seconds): u.text for u in session.utterances}
-        assert session.num_utterances == len(said)
+        said = {int(u.start_seconds): u.text for u in session.unasked.utterances}
+        assert session.unasked.num_utterances == len(said)
     truth = {t: comment_at(world, t) for t in range(1, 20) if comment_at(world, t)}
     right = [t for t, words in truth.items() if said.get(t) == words]
     assert len(right) >= 0.8 * len(truth) and len(said) <= len(truth) + 2
@@ -258,7 +258,7 @@ def test_the_tail_of_own_words_is_bounded(random_adapter: ModelAdapter, frames: 
     """A model that reads its own words gets the last of them only."""
     with StreamSession(random_adapter, SessionConfig(prompts="general")) as session:
         session.narrate(NarrationRules(poll_seconds=0, text_tokens=30, guard_last=0))
-        engine = session.commentator
+        engine = session.unasked.commentator
         assert isinstance(engine, PromptedCommentator)
         list(session.feed(frames[:8]))
         engine._said.extend(f"the {name} leaves" for name in ("red circle", "blue star", "white ring", "green cross"))

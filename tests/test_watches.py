@@ -154,10 +154,10 @@ def test_a_session_takes_several_watches_but_not_any(random_adapter: ModelAdapte
             session.watch(f"thing number {i} appears")
         with pytest.raises(WatchError, match="16 watches"):
             session.watch("one more thing appears")
-        session.watches.remove(first.number)
+        session.unasked.watches.remove(first.number)
         with pytest.raises(WatchError, match="no watch number 1"):
-            session.watches.remove(first.number)
-        assert len(session.watches.active) == MAX_WATCHES - 1
+            session.unasked.watches.remove(first.number)
+        assert len(session.unasked.watches.active) == MAX_WATCHES - 1
     with StreamSession(random_adapter, SessionConfig(window_seconds=0)) as session, pytest.raises(WatchError, match="window"):
         session.watch("a dog appears")
 
@@ -166,14 +166,14 @@ def test_every_decision_of_a_session_is_on_record_and_replays(random_adapter: Mo
     with StreamSession(random_adapter, SessionConfig(poll_seconds=2, window_seconds=2)) as session:
         watches = [session.watch(f"a {name} appears", WatchRules(threshold=0.2)) for name in ("red circle", "blue star")]
         list(session.feed(frames[:16]))
-        log = list(session.watches.log)
-        assert len(log) == 2 * 8 == session.watches.num_decisions
+        log = list(session.unasked.watches.log)
+        assert len(log) == 2 * 8 == session.unasked.watches.num_decisions
         for watch in watches:
             own = [decision for decision in log if decision.findings.watch == watch.number]
-            assert replay(watch, session.prompts, own) == own
+            assert replay(watch, session.unasked.prompts, own) == own
             assert all(decision.reason for decision in own)
         fired = [d for d in log if d.verdict == "fired"]
-        assert [alert.fired_at_seconds for alert in session.watches.alerts] == [d.findings.at_seconds for d in fired]
+        assert [alert.fired_at_seconds for alert in session.unasked.watches.alerts] == [d.findings.at_seconds for d in fired]
 
 
 @pytest.fixture(scope="module")
@@ -193,9 +193,9 @@ def test_watches_on_the_world(embedded: ModelAdapter, short: World) -> None:
         session.watch(f"Tell me when a {stay.name} appears")
         session.watch(f"tell me when a {short.absent[0]} appears")
         heard: list[Alert] = []
-        session.watches.on_alert = heard.append
+        session.unasked.watches.on_alert = heard.append
         list(session.feed(short.frames()))
-    (alert,) = session.watches.alerts
+    (alert,) = session.unasked.watches.alerts
     assert heard == [alert] and alert.text == f"a {stay.name} appears"
     assert stay.start_seconds <= alert.fired_at_seconds < stay.start_seconds + 2
     assert alert.start_seconds <= stay.start_seconds < alert.end_seconds and alert.thumbnail.startswith(b"\xff\xd8")

@@ -55,10 +55,10 @@ def watch(args: argparse.Namespace) -> int:
             with StreamSession(load_adapter(args.model), config, folder=args.memory) as session:
                 for words in args.when:
                     session.watch(words, rules)
-                session.watches.on_alert = lambda alert: _tell(alert, args.json, hook)
+                session.unasked.watches.on_alert = lambda alert: _tell(alert, args.json, hook)
                 for _ in _watched(session, source, until):
-                    while log and session.watches.log:
-                        log.write(json.dumps(decision_row(session.watches.log.popleft())) + "\n")
+                    while log and session.unasked.watches.log:
+                        log.write(json.dumps(decision_row(session.unasked.watches.log.popleft())) + "\n")
             _warn(source)
     finally:
         if log:
@@ -95,12 +95,12 @@ def comment(args: argparse.Namespace) -> int:
         if args.burn and source.info.live:
             raise SourceError("a live stream cannot be watched twice, so nothing can be burnt into it; leave --burn out")
         with StreamSession(load_adapter(args.model), config, folder=args.memory) as session:
-            if (args.background or args.style != "plain") and not session.prompts.takes_talk:
+            if (args.background or args.style != "plain") and not session.unasked.prompts.takes_talk:
                 sys.stderr.write(f"warning: {session.adapter.info.name} reads no background and knows one style\n")
             session.narrate(rules)
             for _ in _watched(session, source, until):
                 pass
-            said = list(session.utterances)
+            said = list(session.unasked.utterances)
         _warn(source)
     num = write_captions(args.out, said)
     sys.stderr.write(f"{num} cues in {args.out}\n")

@@ -14,6 +14,7 @@ from vstream.ui.stage import Snapshot, stage_html, telemetry_html
 from vstream.ui.studio import Studio
 from vstream.ui.text import escaped
 from vstream.ui.timeline import legend_html, tier_names, timeline_html
+from vstream.ui.unasked import build_unasked
 
 TITLE = "vstream"
 CAMERA_NOTE = "Press record to start. Browsers give the camera to this computer and to https pages only."
@@ -65,43 +66,45 @@ def build(studio: Studio) -> gr.Blocks:
                 timeline = gr.HTML(timeline_html([], names), js_on_load=CHOOSE_CHUNK, elem_id="timeline")
                 gr.HTML(legend_html(names))
                 telemetry = gr.HTML(telemetry_html(Snapshot(), names), elem_id="telemetry")
-            with gr.Column(scale=4, min_width=320):
-                chat = gr.Chatbot(
-                    label="Conversation",
-                    show_label=False,
-                    elem_id="chat",
-                    height=380,
-                    layout="bubble",
-                    render_markdown=False,
-                    latex_delimiters=[],
-                    buttons=[],
-                    feedback_options=None,
-                    placeholder="Ask what is on screen, what happened, or when.",
-                )
-                chips = gr.HTML(chips_html([], lambda _: None), js_on_load=CHOOSE_CHUNK, elem_id="chips")
-                question = gr.Textbox(
-                    label="Question",
-                    placeholder="what is on screen now ?",
-                    lines=1,
-                    max_lines=4,
-                    max_length=4000,
-                    elem_id="question",
-                )
-                with gr.Row(elem_classes="vs-buttons"):
-                    ask = gr.Button("Ask", variant="primary", min_width=90, elem_id="ask")
-                    stop_answer = gr.Button("Stop", variant="stop", interactive=False, min_width=90, elem_id="stop-answer")
-                with gr.Row():
-                    at = gr.Textbox(
-                        label="At stream time",
-                        placeholder="now, or 2:14",
-                        max_lines=1,
-                        max_length=20,
-                        min_width=130,
-                        elem_id="at",
+            with gr.Column(scale=4, min_width=320), gr.Tabs(elem_id="speech"):
+                with gr.Tab("Chat", id="chat"):
+                    chat = gr.Chatbot(
+                        label="Conversation",
+                        show_label=False,
+                        elem_id="chat",
+                        height=380,
+                        layout="bubble",
+                        render_markdown=False,
+                        latex_delimiters=[],
+                        buttons=[],
+                        feedback_options=None,
+                        placeholder="Ask what is on screen, what happened, or when.",
                     )
-                    with_dialogue = gr.Checkbox(
-                        label="Follow-up", info="The model also reads the earlier questions and answers", min_width=150
+                    chips = gr.HTML(chips_html([], lambda _: None), js_on_load=CHOOSE_CHUNK, elem_id="chips")
+                    question = gr.Textbox(
+                        label="Question",
+                        placeholder="what is on screen now ?",
+                        lines=1,
+                        max_lines=4,
+                        max_length=4000,
+                        elem_id="question",
                     )
+                    with gr.Row(elem_classes="vs-buttons"):
+                        ask = gr.Button("Ask", variant="primary", min_width=90, elem_id="ask")
+                        stop_answer = gr.Button("Stop", variant="stop", interactive=False, min_width=90, elem_id="stop-answer")
+                    with gr.Row():
+                        at = gr.Textbox(
+                            label="At stream time",
+                            placeholder="now, or 2:14",
+                            max_lines=1,
+                            max_length=20,
+                            min_width=130,
+                            elem_id="at",
+                        )
+                        with_dialogue = gr.Checkbox(
+                            label="Follow-up", info="The model also reads the earlier questions and answers", min_width=150
+                        )
+                alerts = build_unasked(studio, sources["player"], CHOOSE_CHUNK)
         pieces = [stage, telemetry, timeline]
         started = [notice, *pieces, chat, chips]
         looked = [notice, *pieces, sources["player"], back]
@@ -117,7 +120,7 @@ def build(studio: Studio) -> gr.Blocks:
         gr.on([sources["open_url"].click, sources["url"].submit], handlers.start_url, sources["url"], started, **WORKING)
         sources["camera"].stream(handlers.camera, sources["camera"], notice, stream_every=CAMERA_SECONDS, **WORKING)
         stop_stream.click(handlers.stop_stream, None, [notice, *pieces], **WORKING)
-        for chosen in (timeline, chips):
+        for chosen in (timeline, chips, alerts):
             chosen.click(handlers.look_at, None, looked, **AT_ONCE)
         back.click(handlers.look_live, None, [notice, *pieces, back], **AT_ONCE)
         gr.on([ask.click, question.submit], handlers.ask, [question, at, with_dialogue], answered, **WORKING)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from vstream.ui.speech import unasked_events
 from vstream.ui.stage import Snapshot, stage_html, telemetry_html
 from vstream.ui.tab import Tab
 from vstream.ui.timeline import bars_of, timeline_html
@@ -28,7 +29,7 @@ def fresh(tab: Tab) -> dict[str, str]:
 
 def timeline_of(tab: Tab) -> str:
     """The timeline as HTML, with the chunks behind the last answer marked."""
-    return timeline_html(bars_of(tab.records(), tab.tier, tab.marked), tab.tier_names)
+    return timeline_html(bars_of(tab.records(), tab.tier, tab.marked, events=unasked_events(tab.session)), tab.tier_names)
 
 
 def _timeline_key(tab: Tab, snapshot: Snapshot) -> tuple[object, ...]:

@@ -15,6 +15,7 @@ from pathlib import Path
 import gradio as gr
 
 from data.errors import ConfigError
+from vstream.ui.alerts import alerts_route
 from vstream.ui.page import CSS_FILE, TITLE, build
 from vstream.ui.studio import Studio
 
@@ -56,7 +57,7 @@ def serving(
     with tempfile.TemporaryDirectory(prefix="vstream-page-") as folder, _environment(CLOSED | {"GRADIO_TEMP_DIR": folder}):
         page = build(studio)
         try:
-            _, url, _ = page.launch(
+            server, url, _ = page.launch(
                 server_name=host,
                 server_port=port,
                 auth=(lambda user, password: hmac.compare_digest(password.encode(), token.encode())) if token else None,
@@ -84,6 +85,8 @@ def serving(
             )
         except OSError as error:
             raise ConfigError(f"{host}:{port} is taken or not ours to use; choose another --port or --host") from error
+        # In front: the page's own routes end with one that takes every path.
+        server.router.routes.insert(0, alerts_route(studio, token))
         try:
             yield url
         finally:

@@ -19,6 +19,7 @@ class Snapshot:
     """What the page says about a stream right now. num_bytes: per tier name. error: the line that ended the stream.
 
     disk_lag_seconds: how much of the stream is not on disk yet; None where it is not remembered.
+    said: the newest words of the commentary, while they are fresh.
     """
 
     state: str = "idle"
@@ -36,6 +37,7 @@ class Snapshot:
     tokens_per_second: float = 0.0
     error: str = ""
     warning: str = ""
+    said: str = ""
 
 
 @dataclass(frozen=True)
@@ -58,10 +60,11 @@ def stage_html(snapshot: Snapshot, picture: Picture | None, moment: bool = False
     label = f'<span class="vs-label" title="{escaped(snapshot.label)}">{escaped(snapshot.label)}</span>'
     body = _picture_html(picture) if picture else f'<p class="vs-empty">{escaped(_waiting(snapshot))}</p>'
     caption = picture.caption if picture else ""
+    said = f'<p class="vs-said" aria-live="polite">{escaped(snapshot.said)}</p>' if snapshot.said and not moment else ""
     problem = snapshot.error or snapshot.warning
     note = f'<p class="vs-notice" role="alert">{escaped(problem)}</p>' if problem else ""
     return (
-        f'<figure class="vs-stage"><div class="vs-stage-head">{badge}{label}</div><div class="vs-screen">{body}</div>'
+        f'<figure class="vs-stage"><div class="vs-stage-head">{badge}{label}</div><div class="vs-screen">{body}{said}</div>'
         f"<figcaption>{escaped(caption)}</figcaption>{note}</figure>"
     )
 

@@ -26,6 +26,7 @@ from vstream.remembered import stored_settings
 from vstream.session import StreamSession
 from vstream.turns import Turns
 from vstream.ui.dialogue import Exchange, finished_turns
+from vstream.ui.speech import overlay_words
 from vstream.ui.stage import Picture, Snapshot
 from vstream.ui.text import clock, percent, span
 from vstream.ui.timeline import tier_names
@@ -202,6 +203,7 @@ class Tab:
             error=feeder.error or "",
             disk_lag_seconds=session.writer.pending_seconds if session.writer else None,
             warning=self._warning(session, source),
+            said=overlay_words(session),
         )
 
     def _stored_snapshot(self, session: StreamSession) -> Snapshot:

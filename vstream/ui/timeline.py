@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from memory.records import Moment
@@ -30,6 +30,8 @@ class Bar:
     kept_ratio: float
     tier: str
     marked: bool
+    events: frozenset[str] = frozenset()
+    """What happened unasked in its chunks: "alert", "comment"."""
 
 
 def bars_of(
@@ -37,6 +39,7 @@ def bars_of(
     tier_of: Callable[[int], str | None],
     marked: Collection[int] = (),
     max_bars: int = MAX_BARS,
+    events: Mapping[str, Collection[int]] | None = None,
 ) -> list[Bar]:
     """At most `max_bars` bars for records in stream order. Runs are aligned to stream time, so that bars do not shimmer."""
     if not records:
@@ -49,10 +52,15 @@ def bars_of(
     runs: dict[int, list[Moment]] = {}
     for record in records:
         runs.setdefault(int((record.start_seconds + 1e-6) // width), []).append(record)
-    return [_bar(run, tier_of, marked) for run in runs.values()]
+    return [_bar(run, tier_of, marked, events or {}) for run in runs.values()]
 
 
-def _bar(run: list[Moment], tier_of: Callable[[int], str | None], marked: Collection[int]) -> Bar:
+def _bar(
+    run: list[Moment],
+    tier_of: Callable[[int], str | None],
+    marked: Collection[int],
+    events: Mapping[str, Collection[int]],
+) -> Bar:
     hits = [record for record in run if record.chunk_id in marked]
     seen = sum(record.num_seen_tokens for record in run)
     return Bar(
@@ -63,6 +71,7 @@ def _bar(run: list[Moment], tier_of: Callable[[int], str | None], marked: Collec
         kept_ratio=sum(record.num_kept_tokens for record in run) / max(1, seen),
         tier=Counter(tier_of(record.chunk_id) or "gone" for record in run).most_common(1)[0][0],
         marked=bool(hits),
+        events=frozenset(name for name, chunks in events.items() if any(record.chunk_id in chunks for record in run)),
     )
 
 
@@ -88,13 +97,14 @@ def _bar_html(bar: Bar, names: dict[str, str], start: float, seconds: float, las
         title += f" · {bar.num_chunks} chunks"
     if bar.marked:
         title += " · behind the last answer"
-    title = escaped(title)
+    title = escaped(title + "".join(f" · {name}" for name in sorted(bar.events)))
     classes = f"vs-bar vs-{escaped(bar.tier)}" + (" vs-marked" if bar.marked else "")
+    dots = "".join(f'<b class="vs-dot vs-{name}"></b>' for name in sorted(bar.events))
     left, width = (100 * x / seconds for x in (bar.start_seconds - start, bar.end_seconds - bar.start_seconds))
     return (
         f'<button type="button" class="{classes}" data-chunk="{bar.chunk_id}" style="left:{left:.3f}%;width:{width:.3f}%"'
         f' tabindex="{0 if last else -1}" title="{title}" aria-label="{title}">'
-        f'<i style="height:{max(5.0, 100 * bar.kept_ratio):.0f}%"></i></button>'
+        f'<i style="height:{max(5.0, 100 * bar.kept_ratio):.0f}%"></i>{dots}</button>'
     )
 
 
@@ -103,5 +113,6 @@ def legend_html(names: dict[str, str]) -> str:
     tiers = "".join(
         f'<li><i class="vs-swatch vs-{tier}"></i>{escaped(name)}</li>' for tier, name in names.items() if tier != "gone"
     )
-    rest = '<li><i class="vs-swatch vs-mark"></i>last answer</li><li>height: share of tokens kept</li>'
+    rest = '<li><i class="vs-swatch vs-alert"></i>alert</li><li><i class="vs-swatch vs-comment"></i>comment</li>'
+    rest += '<li><i class="vs-swatch vs-mark"></i>last answer</li><li>height: share of tokens kept</li>'
     return f'<ul class="vs-legend">{tiers}{rest}</ul>'

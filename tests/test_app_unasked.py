@@ -1,0 +1,186 @@
+"""The page's watches and commentary: what is shown, why, and what it can be taken away as."""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+import json
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import aclosing
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from data.frames import Frame
+from data.questions import comment_at
+from data.sources import Source, SourceInfo
+from data.world import World, make_world
+from model_adapters.registry import load_adapter
+from vstream.commentary import Utterance
+from vstream.config import SessionConfig
+from vstream.ui.alerts import events
+from vstream.ui.refresh import timeline_of
+from vstream.ui.speech import log_html, overlay_words, utterances_html, watches_html
+from vstream.ui.studio import PageError, Studio
+from vstream.watches import Alert, Findings, Watch, WatchDecision, WatchRules, parse_condition
+
+EVIL = '"><script>alert(1)</script><img src=x onerror=alert(1)>'
+ALERT = Alert("tell me when it rains", 1, 3.5, f"it rains {EVIL}", 0.9, 3, 2.0, 4.0, b"\xff\xd8")
+SEED, SECONDS = 12, 20
+
+
+class HeldSource(Source):
+    """A world that begins when it is told to, so that everything can be set before."""
+
+    go = threading.Event()
+
+    def __init__(self, world: World) -> None:
+        super().__init__(SourceInfo(kind="world", label="held", live=False, width=128, height=128, duration_seconds=1.0))
+        self.world = world
+
+    def frames(self, fps: float, start_seconds: float = 0.0) -> Iterator[Frame]:
+        while not self.go.wait(0.05):
+            if self.closed:
+                return
+        yield from self.world.frames(fps)
+
+
+def decided(second: int, verdict: str, looked: bool, reason: str, number: int = 1) -> WatchDecision:
+    return WatchDecision(Findings(number, second + 0.5, second, second, second + 1, looked, "", 0.1), verdict, 0.5, reason)
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 120.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.05)
+
+
+def test_the_log_gives_every_reason_and_folds_what_was_not_looked_at() -> None:
+    log = [decided(t, "declined", False, f"not looked at: {t}") for t in range(3)]
+    log += [decided(3, "declined", True, "the model says no"), decided(4, "fired", True, f"the model says yes {EVIL}")]
+    log += [decided(t, "declined", False, "not looked at: again") for t in (5, 6)]
+    html = log_html(log)
+    assert html.count("<tr") == 4 and "00:05–00:06" in html and "not looked at: 2" in html and "not looked at: 1<" not in html
+    assert html.index("again") < html.index("says yes") < html.index("says no"), "the newest comes first"
+    assert EVIL not in html and "with its reason" in log_html([])
+
+
+def test_alerts_and_words_are_shown_escaped() -> None:
+    watch = Watch(1, "", parse_condition(f"it rains {EVIL}"), WatchRules(once=True, expires_seconds=60), 0.0)
+    html = watches_html([watch], [ALERT])
+    assert EVIL not in html and 'data-chunk="3"' in html and "00:02–00:04" in html and "once" in html and "01:00" in html
+    assert "No watch is set" in watches_html([], []) and "No alert yet" in watches_html([watch], [])
+    said = utterances_html([Utterance(1.0, 2.0, "first"), Utterance(61.0, 62.0, EVIL)])
+    assert EVIL not in said and said.index("01:01") < said.index("first")
+
+
+@pytest.fixture(scope="module")
+def studio() -> Iterator[Studio]:
+    source = f"world:?seed={SEED}&seconds={SECONDS}&speed=0"
+    made = Studio(load_adapter("embedded"), SessionConfig(max_new_tokens=12), start_source=source)
+    yield made
+    made.close_all()
+
+
+def request(key: str) -> Any:
+    return SimpleNamespace(session_hash=key)
+
+
+def test_a_page_watches_and_comments_and_exports(studio: Studio, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    pytest.importorskip("gradio")
+    from vstream.ui.unasked import UnaskedHandlers
+
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    handlers, page = UnaskedHandlers(studio), request("a")
+    assert "reload it" in handlers.watch("it rains", 3, False, page)[0]
+    tab = studio.open("a")
+    assert "no stream yet" in handlers.narrate("plain", "", page)
+    world = make_world(SEED, SECONDS)
+    stay = world.stays[2]
+    HeldSource.go.clear()
+    tab.start(HeldSource(world))
+    assert "say what to wait for" in handlers.watch("  ", 3, False, page)[0]
+    assert handlers.watch(f"tell me when a {stay.name} appears", 3, False, page)[0] == ""
+    assert "already" in handlers.watch(f"a {stay.name} appears", 3, False, page)[0]
+    assert handlers.watch("the door opens", 0, True, page)[0] == ""
+    assert "the door opens" not in handlers.unwatch(2, page)[1]
+    assert "no watch number 2" in handlers.unwatch(2, page)[0]
+    assert "nothing has been said" in handlers.export("vtt", page)[0]
+    assert "knows one style" in handlers.narrate("sports", "Reds against blues.", page)
+    HeldSource.go.set()
+    wait_for(lambda: tab.feeder is not None and not tab.feeder.running)
+    session = tab.session
+    assert session is not None
+    (alert,) = session.unasked.watches.alerts
+    assert int(alert.fired_at_seconds) == stay.start_seconds
+    said = {int(u.start_seconds): u.text for u in session.unasked.utterances}
+    truth = {t: comment_at(world, t) for t in range(1, SECONDS) if comment_at(world, t)}
+    assert sum(said.get(t) == words for t, words in truth.items()) >= 0.8 * len(truth)
+    watching, log, words = handlers.tick(page)
+    assert f'data-chunk="{alert.chunk_id}"' in watching and "the model says yes" in log and said[max(said)] in words
+    assert tuple(type(piece) for piece in handlers.tick(page)) == (dict, dict, dict), "shown already: nothing is sent"
+    assert overlay_words(session) in (said[max(said)], "")
+    timeline = timeline_of(tab)
+    assert timeline.count("vs-dot vs-alert") == 1 and timeline.count("vs-dot vs-comment") == len(said)
+    for kind in ("vtt", "srt", "jsonl", "md"):
+        notice, file, _ = handlers.export(kind, page)
+        assert notice == "" and said[max(said)] in Path(file["value"]).read_text()
+
+
+def test_alerts_come_as_events(studio: Studio) -> None:
+    studio.open("b")
+    tab = studio.tab("b")
+    tab.start(HeldSource(make_world(SEED, 4)))
+    assert tab.session is not None
+    watches = tab.session.unasked.watches
+
+    async def read() -> list[str]:
+        found = []
+        async with aclosing(events(studio, "b")) as lines:
+            found.append(await anext(lines))
+            watches.alerts.append(ALERT)
+            watches.num_alerts += 1
+            found.append(await anext(lines))
+            studio.close("b")
+            found += [line async for line in lines]
+        return found
+
+    first, alert = asyncio.run(read())
+    assert first.startswith(":")
+    name, data, *rest = alert.split("\n")
+    assert name == "event: alert" and rest == ["", ""]
+    row = json.loads(data.removeprefix("data: "))
+    assert row == ALERT.row() | {"start_seconds": 2.0, "end_seconds": 4.0}
+
+
+def test_events_are_served_to_who_may_have_them(studio: Studio) -> None:
+    pytest.importorskip("gradio")
+    from vstream.ui.serve import serving
+
+    studio.open("c")
+
+    def get(address: str, path: str, **headers: str) -> tuple[int, str]:
+        connection = http.client.HTTPConnection(address, timeout=30)
+        connection.request("GET", path, headers=headers)
+        reply = connection.getresponse()
+        first = reply.fp.readline().decode() if reply.status == 200 else reply.read().decode()  # type: ignore[union-attr]
+        connection.close()
+        return reply.status, first
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with serving(studio, port=port, token="a long token") as url:
+        address = url.removeprefix("http://").rstrip("/")
+        assert get(address, "/alerts/c")[0] == 401
+        assert get(address, "/alerts/none", Authorization="Bearer a long token")[0] == 404
+        status, first = get(address, "/alerts/c", Authorization="Bearer a long token")
+        assert status == 200 and first
+    with pytest.raises(PageError):
+        studio.tab("c")

@@ -1,0 +1,64 @@
+"""Alerts of an open page as server-sent events: `GET /alerts/KEY`, one event per alert."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from vstream.session import StreamSession
+from vstream.ui.studio import PageError, Studio
+
+LOOK_SECONDS = 0.5
+ALIVE_SECONDS = 15.0
+"""A comment line this often keeps proxies from closing a quiet connection."""
+
+
+def alerts_route(studio: Studio, token: str | None) -> Route:
+    """The route. KEY is the page's own session key; where the page has a token, it is wanted as a bearer token too."""
+
+    async def alerts(request: Request) -> Response:
+        if token and not hmac.compare_digest(request.headers.get("authorization", ""), f"Bearer {token}"):
+            return PlainTextResponse("send the token of this page as a bearer token\n", 401)
+        try:
+            studio.tab(request.path_params["key"])
+        except PageError as error:
+            return PlainTextResponse(f"{error}\n", 404)
+        lines = events(studio, request.path_params["key"])
+        return StreamingResponse(lines, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+
+    return Route("/alerts/{key}", alerts, methods=["GET"])
+
+
+async def events(studio: Studio, key: str) -> AsyncIterator[str]:
+    """Server-sent events, from the alerts that there are on; ends when the page is closed."""
+    session: StreamSession | None = None
+    told, quiet = 0, 0.0
+    yield ": alerts\n\n"
+    while True:
+        try:
+            current = studio.tab(key).session
+        except PageError:
+            return
+        if current is not session:
+            session, told = current, 0
+        watches = session.unasked.watches if session else None
+        fresh = min(watches.num_alerts - told, len(watches.alerts)) if watches else 0
+        for alert in list(watches.alerts)[-fresh:] if watches and fresh else []:
+            yield f"event: alert\ndata: {json.dumps(alert.row() | _clip(alert))}\n\n"
+        told += fresh
+        quiet = 0.0 if fresh else quiet + LOOK_SECONDS
+        if quiet >= ALIVE_SECONDS:
+            quiet = 0.0
+            yield ": still here\n\n"
+        await asyncio.sleep(LOOK_SECONDS)
+
+
+def _clip(alert: Any) -> dict[str, float]:
+    return {"start_seconds": alert.start_seconds, "end_seconds": alert.end_seconds}
