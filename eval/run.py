@@ -14,6 +14,10 @@ from vstream.models import add_model_flags
 
 EVALUATIONS = {
     "needle": ("eval.needle", "accuracy and retrieval on the synthetic world, with all controls"),
+    "proactive": (
+        "eval.proactive",
+        "watches and commentary against the schedule, on five kinds of streams, and what they cost",
+    ),
     "efficiency": ("eval.efficiency", "ingest rate, latency against stream length, tokens, bytes and memory"),
     "crash": ("eval.crash", "what killing the writer at any moment leaves of a stored memory"),
     "reopen": ("eval.reopen", "time to reopen a stored memory against its length, and the cost of checksums"),

@@ -13,11 +13,12 @@ from typing import TextIO
 from data.errors import ConfigError, SourceError
 from data.sources import Source, open_source
 from data.sources.burn import burn
-from model_adapters.registry import load_adapter
 from vstream.captions import cues, kind_of, write_captions
-from vstream.commentary import ENGINES, STYLES, NarrationRules
-from vstream.config import from_flags
+from vstream.commentary import ENGINES, STYLES, NarrationRules, Utterance
+from vstream.config import SessionConfig, from_flags
+from vstream.models import chosen_model
 from vstream.progress import Progress
+from vstream.remembered import memory_folder, stored_settings
 from vstream.session import StreamSession
 from vstream.watches import Alert, WatchRules, Webhook, decision_row, parse_condition
 
@@ -43,7 +44,7 @@ def add_watch_flags(parser: argparse.ArgumentParser) -> None:
 
 def watch(args: argparse.Namespace) -> int:
     """Watch the source and print every alert as it comes."""
-    config = from_flags(args)
+    config = _config(args)
     rules = WatchRules(args.threshold, args.cooldown, args.confirm, args.of, args.once, args.expires)
     for words in args.when:
         parse_condition(words)
@@ -52,7 +53,7 @@ def watch(args: argparse.Namespace) -> int:
     log = _opened(args.log) if args.log else None
     try:
         with open_source(args.source, allow_private_hosts=args.allow_private_hosts) as source:
-            with StreamSession(load_adapter(args.model), config, folder=args.memory) as session:
+            with StreamSession(chosen_model(args).load(config.gpu_bytes), config, memory=args.memory) as session:
                 for words in args.when:
                     session.watch(words, rules)
                 session.unasked.watches.on_alert = lambda alert: _tell(alert, args.json, hook)
@@ -85,7 +86,7 @@ def add_comment_flags(parser: argparse.ArgumentParser) -> None:
 
 def comment(args: argparse.Namespace) -> int:
     """Comment on the source and write what was said."""
-    config = from_flags(args)
+    config = _config(args)
     kind_of(args.out)
     if args.burn and args.burn.suffix.lower() != ".mp4":
         raise ConfigError(f"{args.burn.name} is no name for a clip; end it in .mp4")
@@ -94,13 +95,15 @@ def comment(args: argparse.Namespace) -> int:
     with open_source(args.source, allow_private_hosts=args.allow_private_hosts) as source:
         if args.burn and source.info.live:
             raise SourceError("a live stream cannot be watched twice, so nothing can be burnt into it; leave --burn out")
-        with StreamSession(load_adapter(args.model), config, folder=args.memory) as session:
+        with StreamSession(chosen_model(args).load(config.gpu_bytes), config, memory=args.memory) as session:
             if (args.background or args.style != "plain") and not session.unasked.prompts.takes_talk:
                 sys.stderr.write(f"warning: {session.adapter.info.name} reads no background and knows one style\n")
             session.narrate(rules)
             for _ in _watched(session, source, until):
                 pass
-            said = list(session.unasked.utterances)
+            # Where a memory goes on, its times do; a file's cues count from its own start.
+            offset = session.offset_seconds
+            said = [Utterance(u.start_seconds - offset, u.end_seconds - offset, u.text) for u in session.unasked.utterances]
         _warn(source)
     num = write_captions(args.out, said)
     sys.stderr.write(f"{num} cues in {args.out}\n")
@@ -114,9 +117,12 @@ def comment(args: argparse.Namespace) -> int:
 def _watched(session: StreamSession, source: Source, until: float) -> Iterator[None]:
     """Feed the session up to stream time `until`, or to the end; yields after every frame. Ctrl-C ends the stream, no more."""
     total = until if math.isfinite(until) else source.info.duration_seconds
+    joined = session.join(source.info.label, source.recording_key)
+    if joined.words:
+        sys.stderr.write(f"{joined.words}\n")
     with Progress("watching", total) as progress:
         try:
-            for frame in source.frames(session.config.fps):
+            for frame in source.frames(session.config.fps, joined.start_seconds):
                 if frame.pts_seconds > until:
                     break
                 session.push(frame)
@@ -133,6 +139,13 @@ def _tell(alert: Alert, as_json: bool, hook: Webhook | None) -> None:
     print(line, flush=True)
     if hook:
         hook.send(alert)
+
+
+def _config(args: argparse.Namespace) -> SessionConfig:
+    """The settings. Raises SourceError for a stored memory: what it remembers cannot be watched again."""
+    if memory_folder(args.source) is not None:
+        raise SourceError(f"{args.source} holds no pictures to watch; give the source that it was made from")
+    return from_flags(args, stored_settings(args.memory))
 
 
 def _checked_until(until: float | None) -> float:

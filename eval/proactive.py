@@ -1,0 +1,251 @@
+"""What is said unasked, measured against the schedule: watches and commentary on five kinds of streams, without a judge.
+
+native: watches and commentary as they are set, their own alerts and utterances scored. poll: the same model asked at every
+second, without gates or confirmation, which is how most published figures come about. Cost: wall time of watching over that of
+ingest, both taken in the same run, chunk by chunk.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections import defaultdict
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from data.questions import canonical, comment_at
+from data.world import World
+from eval.report import hardware_words, table, write_json
+from eval.scenes import KINDS, Scene, make_scene
+from eval.scoring import Rate, median
+from model_adapters.base import ModelAdapter
+from model_adapters.registry import load_adapter
+from vstream.commentary import NarrationRules, Utterance
+from vstream.config import SessionConfig, from_flags
+from vstream.progress import Progress
+from vstream.prompts import prompts_for
+from vstream.session import StreamSession
+from vstream.triggers.yes_no import yes_probabilities
+
+NEAR_SECONDS = 2.0
+SIDES = (96, 128, 160, 240)
+POLL_THRESHOLD = 0.5
+
+
+@dataclass
+class Tally:
+    """Counts of one kind of stream under one protocol. delays: signed, of hits, in seconds."""
+
+    hits: int = 0
+    misses: int = 0
+    false: int = 0
+    duplicates: int = 0
+    seconds: float = 0.0
+    delays: list[float] = field(default_factory=list)
+    words: int = 0
+    trace: list[float] = field(default_factory=list)
+    said: int = 0
+    wrong: list[str] = field(default_factory=list)
+
+    def row(self) -> dict[str, Any]:
+        """Ready for JSON. false_per_hour: per hour of one watch, or of one commented stream."""
+        rate = Rate(self.hits, self.hits + self.misses)
+        return {
+            "hit": rate.value,
+            "hit_words": str(rate),
+            "n": rate.n,
+            "misses": self.misses,
+            "delay_median_seconds": median(self.delays),
+            "duplicates": self.duplicates,
+            "duplicate_share": self.duplicates / self.said if self.said else 0.0,
+            "false": self.false,
+            "false_per_hour": self.false / self.seconds * 3600 if self.seconds else 0.0,
+            "hours": self.seconds / 3600,
+            "words_per_second": self.words / self.seconds if self.seconds else 0.0,
+            "timing": float(np.mean(self.trace)) if self.trace else None,
+            "wrong": self.wrong[:40],
+        }
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--streams", type=int, default=2, help="streams of every kind")
+    parser.add_argument("--seconds", type=int, default=300, help="length of each stream")
+    parser.add_argument("--watches", type=int, default=8, help="watches per stream")
+    parser.add_argument("--first-seed", type=int, default=5_000_000, help="seeds of the streams; training draws others")
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
+    parser.add_argument("--no-poll", action="store_true", help="leave the poll protocol out")
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Measure and print; returns the result as JSON-ready values."""
+    config, adapter = from_flags(args), load_adapter(args.model)
+    watches: dict[str, dict[str, Tally]] = defaultdict(lambda: defaultdict(Tally))
+    comments: dict[str, dict[str, Tally]] = defaultdict(lambda: defaultdict(Tally))
+    cost: dict[str, list[float]] = defaultdict(list)
+    with Progress("proactive", args.streams * len(args.kinds), "streams") as progress:
+        for number in range(args.streams):
+            for kind in args.kinds:
+                seed = args.first_seed + number
+                scene = make_scene(kind, seed, args.seconds, SIDES[number % len(SIDES)])
+                names = watched_names(scene.world, args.watches, seed)
+                native(adapter, config, scene, names, watches["native"][kind], comments["native"][kind], cost[kind])
+                if not args.no_poll:
+                    poll(adapter, config, scene, names, watches["poll"][kind], comments["poll"][kind])
+                progress.update(sum(len(shares) > 0 for shares in cost.values()))
+    result: dict[str, Any] = {
+        "watches": {name: {kind: tally.row() for kind, tally in kinds.items()} for name, kinds in watches.items()},
+        "commentary": {name: {kind: tally.row() for kind, tally in kinds.items()} for name, kinds in comments.items()},
+        "cost": {kind: {"share": median(shares), "n": len(shares)} for kind, shares in cost.items()},
+        "num_watches": args.watches,
+    }
+    print_result(result, args)
+    write_json(args.json, "proactive", result)
+    return result
+
+
+def watched_names(world: World, num: int, seed: int) -> list[str]:
+    """Half of them objects that come, drawn from the whole stream, and half that do not; as far as there are so many."""
+    rng = np.random.default_rng([seed, 3])
+    coming = sorted({stay.name for stay in world.stays})
+    there = [str(name) for name in rng.permutation(coming)[: (num + 1) // 2]]
+    absent = [name for name in world.absent if name not in coming]
+    return there + [str(name) for name in rng.permutation(absent)[: num - len(there)]]
+
+
+def native(
+    adapter: ModelAdapter,
+    config: SessionConfig,
+    scene: Scene,
+    names: list[str],
+    watch: Tally,
+    comment: Tally,
+    cost: list[float],
+) -> None:
+    """Watches and commentary at work in one session."""
+    with StreamSession(adapter, config) as session:
+        for name in names:
+            session.watch(f"tell me when a {name} appears")
+        session.narrate(NarrationRules())
+        voice = session.unasked.commentator
+        assert voice is not None
+        ingest, watching = [], []
+        for frame in scene.frames(config.fps):
+            before = session.unasked.watches.spent_seconds + voice.spent_seconds, session.unasked.watches.spent_seconds
+            started = time.perf_counter()
+            if session.push(frame):
+                seconds = time.perf_counter() - started
+                watching.append(session.unasked.watches.spent_seconds - before[1])
+                ingest.append(seconds - (session.unasked.watches.spent_seconds + voice.spent_seconds - before[0]))
+        session.finish()
+        # What a chunk costs on the whole is a mean of watching (most chunks cost nothing) over a median of ingest.
+        cost.append(float(np.mean(watching)) / median(ingest))
+        score_watches(watch, scene.world, names, [(a.text, a.fired_at_seconds) for a in session.unasked.watches.alerts])
+        score_comments(comment, scene.world, list(session.unasked.utterances))
+
+
+def poll(adapter: ModelAdapter, config: SessionConfig, scene: Scene, names: list[str], watch: Tally, comment: Tally) -> None:
+    """The bare model at every second."""
+    prompts = prompts_for(adapter.info, config.prompts)
+    questions = [prompts.watch.format(condition=f"a {name} appears") for name in names]
+    alerts: list[tuple[str, float]] = []
+    said: list[Utterance] = []
+    with StreamSession(adapter, config) as session:
+        for record in session.feed(scene.frames(config.fps)):
+            live = session.ingest.live
+            scores = yes_probabilities(adapter, live, questions, prompts.yes, prompts.no)
+            at = record.last_pts_seconds
+            alerts += [(f"a {n} appears", at) for n, score in zip(names, scores, strict=True) if score >= POLL_THRESHOLD]
+            *_, text = ["", *adapter.generate(live.fork(), adapter.question_run(prompts.comment.format(background="")), 24)]
+            if canonical(text) != prompts.silence:
+                said.append(Utterance(record.start_seconds, record.end_seconds, text))
+    score_watches(watch, scene.world, names, alerts)
+    score_comments(comment, scene.world, said)
+
+
+def score_watches(tally: Tally, world: World, names: list[str], alerts: list[tuple[str, float]]) -> None:
+    """An alert within 2 s of its object's entry is a hit; a second one a duplicate; any other is false."""
+    tally.seconds += world.seconds * len(names)
+    for name in names:
+        fired = [at for text, at in alerts if text == f"a {name} appears"]
+        entries = [stay.start_seconds for stay in world.stays if stay.name == name]
+        tally.said += len(fired)
+        taken: set[int] = set()
+        for at in fired:
+            # Fired within the second of the entry is in time: its first frame shows the object.
+            near = [e for e in entries if -NEAR_SECONDS <= at - e <= NEAR_SECONDS + 0.5]
+            if not near:
+                tally.false += 1
+                tally.wrong.append(f"{at:.1f} s: {name} did not appear")
+            elif near[0] in taken:
+                tally.duplicates += 1
+            else:
+                taken.add(near[0])
+                tally.delays.append(at - near[0])
+        tally.hits += len(taken)
+        tally.misses += len(entries) - len(taken)
+        tally.wrong += [f"{entry} s: {name} was missed" for entry in entries if entry not in taken]
+
+
+def score_comments(tally: Tally, world: World, said: list[Utterance]) -> None:
+    """Every entry and exit is an event; a clause that names one within 2 s tells it.
+
+    Timing, in the manner of TRACE: per event 1 - delay / 2 s where it is told, 0 where it is not; 1 is all told at once.
+    """
+    events = [(t, canonical(part)) for t in range(world.seconds) for part in comment_at(world, t).split(" and ") if part]
+    tally.seconds += world.seconds
+    told: dict[tuple[int, str], float] = {}
+    for utterance in said:
+        tally.words += len(utterance.text.split())
+        for clause in canonical(utterance.text).split(" and "):
+            tally.said += 1
+            near = [e for e in events if e[1] == clause and abs(utterance.start_seconds - e[0]) <= NEAR_SECONDS]
+            fresh = [e for e in near if e not in told]
+            if fresh:
+                told[fresh[0]] = utterance.start_seconds - fresh[0][0]
+            elif near:
+                tally.duplicates += 1
+            else:
+                tally.false += 1
+                tally.wrong.append(f"{utterance.start_seconds:.0f} s: {clause}")
+    tally.hits += len(told)
+    tally.misses += len(events) - len(told)
+    tally.delays += told.values()
+    tally.trace += [1 - abs(told[e]) / NEAR_SECONDS if e in told else 0.0 for e in events]
+    tally.wrong += [f"{t} s: not told: {words}" for t, words in events if (t, words) not in told]
+
+
+def print_result(result: dict[str, Any], args: argparse.Namespace) -> None:
+    print(f"proactive: {args.streams} streams of {args.seconds} s per kind, {args.watches} watches; {hardware_words()}\n")
+    for protocol, kinds in result["watches"].items():
+        rows = [
+            [
+                kind,
+                row["hit_words"],
+                f"{row['delay_median_seconds']:+.1f}",
+                row["misses"],
+                row["duplicates"],
+                f"{row['false_per_hour']:.2f} ({row['false']} in {row['hours']:.1f} h)",
+                f"{100 * result['cost'][kind]['share']:.0f} %" if protocol == "native" else "–",
+            ]
+            for kind, row in kinds.items()
+        ]
+        header = ["watches", "hit within 2 s", "delay s", "missed", "twice", "false per watch and hour", "of ingest time"]
+        print(f"{protocol}\n\n" + table(header, rows) + "\n")
+    for protocol, kinds in result["commentary"].items():
+        rows = [
+            [
+                kind,
+                row["hit_words"],
+                f"{row['delay_median_seconds']:+.1f}",
+                row["misses"],
+                f"{100 * row['duplicate_share']:.1f} %",
+                f"{row['false_per_hour']:.1f}",
+                f"{row['words_per_second']:.2f}",
+                "–" if row["timing"] is None else f"{row['timing']:.2f}",
+            ]
+            for kind, row in kinds.items()
+        ]
+        header = ["commentary", "told within 2 s", "delay s", "missed", "twice", "wrong per hour", "words/s", "timing"]
+        print(f"{protocol}\n\n" + table(header, rows) + "\n")
