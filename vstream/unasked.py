@@ -67,7 +67,7 @@ class Unasked:
         self._change_voice(None)
 
     def forget(self, start_seconds: float, end_seconds: float) -> None:
-        """Take back what was said about a span, and what commentary sees of it. Not within a turn: it may have to wait for one."""
+        """Take back what was said about a span, and what commentary sees of it. Not within a turn: it may wait for one."""
         self.watches.forget(start_seconds, end_seconds)
         with self._voice:
             kept = (u for u in self.utterances if not u.start_seconds < end_seconds or not u.end_seconds > start_seconds)

@@ -64,9 +64,7 @@ class PromptedCommentator(Commentator):
         return [Utterance(moment.record.start_seconds, moment.record.end_seconds, text)]
 
     def forget(self, start_seconds: float, end_seconds: float) -> None:
-        self._vision = deque(
-            kv for kv in self._vision if kv.end_seconds <= start_seconds or kv.start_seconds >= end_seconds
-        )
+        self._vision = deque(kv for kv in self._vision if kv.end_seconds <= start_seconds or kv.start_seconds >= end_seconds)
 
     def finish(self) -> list[Utterance]:
         """Nothing: every turn is a whole."""
