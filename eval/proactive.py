@@ -21,9 +21,9 @@ from eval.report import hardware_words, table, write_json
 from eval.scenes import KINDS, Scene, make_scene
 from eval.scoring import Rate, median
 from model_adapters.base import ModelAdapter
-from model_adapters.registry import load_adapter
 from vstream.commentary import NarrationRules, Utterance
-from vstream.config import SessionConfig, from_flags
+from vstream.config import SessionConfig
+from vstream.models import chosen_model, chosen_settings
 from vstream.progress import Progress
 from vstream.prompts import prompts_for
 from vstream.session import StreamSession
@@ -80,7 +80,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Measure and print; returns the result as JSON-ready values."""
-    config, adapter = from_flags(args), load_adapter(args.model)
+    config = chosen_settings(args)
+    adapter = chosen_model(args).load(config.gpu_bytes)
     watches: dict[str, dict[str, Tally]] = defaultdict(lambda: defaultdict(Tally))
     comments: dict[str, dict[str, Tally]] = defaultdict(lambda: defaultdict(Tally))
     cost: dict[str, list[float]] = defaultdict(list)

@@ -146,21 +146,15 @@ class StreamSession(Speaking):
         with self.turns.ingest(), self._lock:
             self._now = frame.pts_seconds
             self.stats.num_frames += 1
-            chunks = self.chunker.push(frame)
-            records = [self._store(chunk) for chunk in chunks[:1]]
-        self.unasked.speak(records)
-        # Two at once come after a gap: the second is stored when the first has been commented on, before it was in view.
-        for chunk in chunks[1:]:
-            with self.turns.ingest(), self._lock:
-                records.append(self._store(chunk))
-            self.unasked.speak(records[-1:])
+            records = [self._store(chunk) for chunk in self.chunker.push(frame)]
+        self.unasked.speak()
         return records
 
     def finish(self) -> list[ChunkRecord]:
         """The stream has ended: store its last, unfinished chunk."""
         with self.turns.ingest(), self._lock:
             records = [self._store(chunk) for chunk in self.chunker.flush()]
-        self.unasked.speak(records)
+        self.unasked.speak()
         self.unasked.quiet()
         return records
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import replace
 
 from data.errors import WatchError
 from model_adapters.base import ModelAdapter
@@ -35,6 +36,7 @@ class Unasked:
         self.commentator: Commentator | None = None
         self.utterances: deque[Utterance] = deque(maxlen=MAX_UTTERANCES)
         self.num_utterances = 0
+        self._fresh: deque[Moment] = deque()
         self._voice = threading.Lock()
         """Held while the commentator speaks, so that it is not changed in the middle of a sentence."""
 
@@ -46,15 +48,20 @@ class Unasked:
             return self.watches.add(written, rules, at_seconds)
 
     def look(self, record: ChunkRecord) -> None:
-        """Let the watches look at the newest chunk, in the turn in which it was stored."""
-        self.watches.look(self._moment(record))
+        """The newest chunk, in the turn in which it was stored: the watches look at it, and commentary is to."""
+        moment = Moment(record, *self.ingest.newest, self.ingest.live)
+        self.watches.look(moment)
+        if commentator := self.commentator:
+            # Later chunks extend what is live before this one is commented on.
+            self._fresh.append(replace(moment, live=moment.live.fork()) if commentator.wants_live else moment)
 
-    def speak(self, records: Sequence[ChunkRecord]) -> None:
+    def speak(self) -> None:
         """Show new chunks to the commentator, token by token between other turns. Only the feeding thread gets here."""
         with self._voice:
-            if commentator := self.commentator:
-                for record in records:
-                    self._say(commentator.look(self._moment(record)))
+            while self._fresh:
+                moment = self._fresh.popleft()
+                if self.commentator:
+                    self._say(self.commentator.look(moment))
 
     def narrate(self, rules: NarrationRules | None) -> None:
         """See `StreamSession.narrate`."""
@@ -84,9 +91,6 @@ class Unasked:
     def _say(self, utterances: Sequence[Utterance]) -> None:
         self.utterances.extend(utterances)
         self.num_utterances += len(utterances)
-
-    def _moment(self, record: ChunkRecord) -> Moment:
-        return Moment(record, *self.ingest.newest, self.ingest.live)
 
 
 class Speaking:

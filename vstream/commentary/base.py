@@ -74,6 +74,8 @@ class Commentator(ABC):
 
     spent_seconds: float = 0.0
     """Wall time that it has taken so far."""
+    wants_live: bool = False
+    """Whether it looks at `Moment.live`, which must then be the moment's own."""
 
     @abstractmethod
     def look(self, moment: Moment) -> list[Utterance]:

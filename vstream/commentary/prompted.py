@@ -33,6 +33,7 @@ class PromptedCommentator(Commentator):
         self.rules = rules
         self.sink = sink
         self.turns = turns
+        self.wants_live = rules.silence_threshold is not None
         self.trigger = self._create_trigger()
         self._vision: deque[ChunkKV] = deque()
         self._said: deque[str] = deque(maxlen=64)
