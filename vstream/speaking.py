@@ -15,8 +15,8 @@ from data.sources import Source, open_source
 from data.sources.burn import burn
 from vstream.captions import cues, kind_of, write_captions
 from vstream.commentary import ENGINES, STYLES, NarrationRules, Utterance
-from vstream.config import SessionConfig, from_flags
-from vstream.models import chosen_model
+from vstream.config import SessionConfig
+from vstream.models import chosen_model, chosen_settings
 from vstream.progress import Progress
 from vstream.remembered import memory_folder, stored_settings
 from vstream.session import StreamSession
@@ -145,7 +145,7 @@ def _config(args: argparse.Namespace) -> SessionConfig:
     """The settings. Raises SourceError for a stored memory: what it remembers cannot be watched again."""
     if memory_folder(args.source) is not None:
         raise SourceError(f"{args.source} holds no pictures to watch; give the source that it was made from")
-    return from_flags(args, stored_settings(args.memory))
+    return chosen_settings(args, stored_settings(args.memory))
 
 
 def _checked_until(until: float | None) -> float:
