@@ -140,8 +140,8 @@ def native(
                 watching.append(session.unasked.watches.spent_seconds - before[1])
                 ingest.append(seconds - (session.unasked.watches.spent_seconds + voice.spent_seconds - before[0]))
         session.finish()
-        # What a chunk costs on the whole is a mean of watching (most chunks cost nothing) over a median of ingest.
-        cost.append(float(np.mean(watching)) / median(ingest))
+        # Sums: most chunks cost the watches next to nothing, and what slows the machine down slows both down.
+        cost.append(sum(watching) / sum(ingest))
         score_watches(watch, scene.world, names, [(a.text, a.fired_at_seconds) for a in session.unasked.watches.alerts])
         score_comments(comment, scene.world, list(session.unasked.utterances))
 
