@@ -21,6 +21,8 @@ EVALUATIONS = {
     "efficiency": ("eval.efficiency", "ingest rate, latency against stream length, tokens, bytes and memory"),
     "crash": ("eval.crash", "what killing the writer at any moment leaves of a stored memory"),
     "reopen": ("eval.reopen", "time to reopen a stored memory against its length, and the cost of checksums"),
+    "codecs": ("eval.codecs", "bytes, time, error and accuracy of every way to keep chunks in RAM and on disk"),
+    "day": ("eval.day", "a day of stream at small budgets: memory, disk and index by the hour, accuracy by age"),
 }
 
 

@@ -19,11 +19,12 @@ import torch
 
 from data.errors import ConfigError, MemoryBankError
 from memory.base import Bank, Span, Store, Stored, add_span, overlapping
-from memory.codecs import create_codec, decoded
+from memory.codecs import Codec, create_codec, decoded
 from memory.records import ChunkRecord
 from memory.segments import SEGMENT_BYTES, DiskStore
 from memory.slabs import SLAB_BYTES
 from memory.stores import DeviceStore, RamStore
+from memory.thinning import Thinning
 from memory.tiers import Entry, Tiers
 from model_adapters.base import ChunkKV
 
@@ -33,7 +34,8 @@ logger = logging.getLogger(__name__)
 class MemoryBank(Bank):
     """Chunks in GPU, RAM and disk tiers. Budgets are in bytes; 0 switches a tier off; no folder, no disk tier.
 
-    RAM and disk keep chunks as `codec` encodes them, the GPU tier as they are.
+    RAM and disk keep chunks as `codec` encodes them, the GPU tier as they are. thinning: how the chunks of a full lowest tier
+    thin out; without it the oldest go whole.
     The disk tier works in a private folder (0700) of its own inside `folder`, which `close` removes. as_cache: what is dropped
     is kept elsewhere; then there may be no tier at all.
     ConfigError if a budget is negative, no tier is on or the codec is not known; MemoryBankError if the folder cannot be used.
@@ -47,7 +49,8 @@ class MemoryBank(Bank):
         disk_bytes: int = 0,
         folder: Path | None = None,
         *,
-        codec: str = "native",
+        codec: str | Codec = "native",
+        thinning: Thinning | None = None,
         slab_bytes: int = SLAB_BYTES,
         segment_bytes: int = SEGMENT_BYTES,
         as_cache: bool = False,
@@ -56,7 +59,7 @@ class MemoryBank(Bank):
         if min(budgets.values()) < 0 or not (any(budgets.values()) or as_cache):
             raise ConfigError(f"memory budgets must not be negative and one tier must be on, got {budgets}")
         self.device = torch.device(device)
-        self.codec = create_codec(codec)
+        self.codec = create_codec(codec) if isinstance(codec, str) else codec
         self.damaged: list[int] = []
         self.gaps: list[Span] = []
         self._lock = threading.RLock()
@@ -73,7 +76,7 @@ class MemoryBank(Bank):
             stores.append(("ram", RamStore(ram_bytes, slab_bytes, codec=self.codec)))
         if folder and disk_bytes:
             stores.append(("disk", DiskStore(self._make_spill(folder), disk_bytes, segment_bytes, self.codec)))
-        self._tiers = Tiers(stores, self._pins, self._record_drop, as_cache)
+        self._tiers = Tiers(stores, self._pins, self._record_drop, self._record_damage, thinning, as_cache)
 
     def put(self, chunk: ChunkKV, record: ChunkRecord | None = None) -> list[int]:
         with self._lock:
@@ -130,6 +133,17 @@ class MemoryBank(Bank):
         finally:
             self._unpin(known)
 
+    def take_thinned(self) -> list[ChunkKV]:
+        with self._lock:
+            thinned, self._tiers.thinned = self._tiers.thinned, []
+            # Thinned twice: the last is what is left. Thinned and then gone: nothing is.
+            return [chunk for chunk in {chunk.chunk_id: chunk for chunk in thinned}.values() if self.tier(chunk.chunk_id)]
+
+    def step(self, chunk_id: int) -> int:
+        with self._lock:
+            entry = self._tiers.entries.get(chunk_id)
+            return 0 if entry is None else entry.step
+
     def tier(self, chunk_id: int) -> str | None:
         with self._lock:
             entry = self._tiers.entries.get(chunk_id)
@@ -152,6 +166,7 @@ class MemoryBank(Bank):
     def stats(self) -> dict[str, object]:
         with self._lock:
             levels = Counter(entry.level for entry in self._tiers.entries.values())
+            steps = Counter(entry.step for entry in self._tiers.entries.values())
             tiers = {
                 name: {"num_chunks": levels[level], "num_bytes": store.num_bytes, "capacity_bytes": store.capacity_bytes}
                 for level, (name, store) in enumerate(self._tiers.stores)
@@ -171,6 +186,7 @@ class MemoryBank(Bank):
                 "num_damaged": len(self.damaged),
                 "gap_seconds": sum(end - start for start, end in self.gaps),
                 "codec": self.codec.name,
+                "num_at_step": [steps[step] for step in range(max(steps, default=0) + 1)],
                 "tiers": tiers,
                 **{name: counts[name] for name in names},
             }
@@ -201,10 +217,7 @@ class MemoryBank(Bank):
             item = self._tiers.stores[entry.level][1].stored(chunk_id)
             chunk = item if isinstance(item, ChunkKV) else decoded(item, self.device)
         except MemoryBankError as error:
-            logger.warning("%s", error)
-            self.damaged.append(chunk_id)
-            self.gaps = add_span(self.gaps, (entry.start_seconds, entry.end_seconds))
-            self._tiers.forget(chunk_id)
+            self._record_damage(chunk_id, error)
             return None
         self._tiers.touch(chunk_id)
         return chunk, item
@@ -214,9 +227,16 @@ class MemoryBank(Bank):
         if self._pins[chunk.chunk_id] == requested.count(chunk.chunk_id):
             self._tiers.promote(chunk, item)
 
+    def _record_damage(self, chunk_id: int, error: MemoryBankError) -> None:
+        """Report a chunk that does not read back, and forget it."""
+        logger.warning("%s", error)
+        self.damaged.append(chunk_id)
+        self.gaps = add_span(self.gaps, self.span(chunk_id))
+        self._tiers.forget(chunk_id)
+
     def _record_drop(self, chunk_id: int, entry: Entry) -> None:
         if not self._counts["num_dropped"]:
-            logger.warning("the memory is full: from now on the oldest chunks are dropped")
+            logger.warning("the memory is full: from now on what is left of the oldest chunks is dropped")
         self._counts["num_dropped"] += 1
         self._dropped.append(chunk_id)
         self.gaps = add_span(self.gaps, (entry.start_seconds, entry.end_seconds))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 
 import torch
@@ -57,6 +57,16 @@ class Store(ABC):
     @abstractmethod
     def remove(self, chunk_id: int) -> None:
         """Forget a chunk. KeyError for an unknown id."""
+
+    def replace(self, items: Mapping[int, Stored]) -> None:
+        """Keep smaller versions of chunks that are there. MemoryBankError, with nothing changed, if that cannot be written."""
+        for chunk_id, item in items.items():
+            self.remove(chunk_id)
+            self.put(item)
+
+    def together(self, chunk_id: int) -> Collection[int]:
+        """The chunks that share space with this one: it comes back only when all of them go or are replaced."""
+        return [chunk_id]
 
     @abstractmethod
     def chunk_ids(self) -> Collection[int]:
@@ -121,6 +131,14 @@ class Bank(ABC):
 
         MemoryBankError if the id is already stored, the bank is closed or a tier cannot be written.
         """
+
+    def take_thinned(self) -> list[ChunkKV]:
+        """What is left of the chunks that were thinned since the last call; the retriever should index them anew."""
+        return []
+
+    def step(self, chunk_id: int) -> int:
+        """How often a stored chunk has been thinned: 0 for a whole one, and for one that is not there."""
+        return 0
 
     @abstractmethod
     def get(self, chunk_ids: Sequence[int]) -> list[ChunkKV]:

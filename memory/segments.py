@@ -6,7 +6,7 @@ whole file. It is never written into again; it goes when all its chunks are gone
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -89,11 +89,20 @@ class DiskStore(Store):
     def remove(self, chunk_id: int) -> None:
         if self._pending.pop(chunk_id, None) is not None:
             return
-        number = self._written.pop(chunk_id).segment
-        segment = self._segments[number]
-        segment.live.remove(chunk_id)
-        if not segment.live:
-            self._delete(number)
+        self._leave(self._written.pop(chunk_id).segment, chunk_id)
+
+    def replace(self, items: Mapping[int, Stored]) -> None:
+        packets = {i: item if isinstance(item, Packet) else self.prepared(item) for i, item in items.items()}
+        before = {i: self._written[i].segment for i in packets if i in self._written}
+        if before:
+            self._write({i: pack(packets[i]) for i in before}, {i: packets[i].num_bytes for i in before})
+        for chunk_id, number in before.items():
+            self._leave(number, chunk_id)
+        self._pending.update({i: packet for i, packet in packets.items() if i in self._pending})
+
+    def together(self, chunk_id: int) -> Collection[int]:
+        written = self._written.get(chunk_id)
+        return [chunk_id] if written is None else list(self._segments[written.segment].live)
 
     def flush(self) -> None:
         """Write the chunks that wait into a segment of their own. MemoryBankError, with nothing lost, if that fails."""
@@ -171,6 +180,13 @@ class DiskStore(Store):
         self._written.update(
             {i: Written(number, places[i], packed.layout, packed.crc32, sizes[i]) for i, packed in chunks.items()}
         )
+
+    def _leave(self, number: int, chunk_id: int) -> None:
+        """A chunk is no longer wanted in a segment, which goes with its last one."""
+        segment = self._segments[number]
+        segment.live.remove(chunk_id)
+        if not segment.live:
+            self._delete(number)
 
     def _delete(self, number: int) -> None:
         path = self._segments.pop(number).path

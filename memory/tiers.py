@@ -1,20 +1,23 @@
 """The policy of the tiers: who moves down, who moves up, who goes. No locks, no files, no devices here.
 
 A chunk enters the fastest tier that can hold it. To make room there, the least recently used chunk moves down one tier, for
-which room is made below first, so that a chunk is never between two tiers. In the lowest tier the oldest chunk goes.
+which room is made below first, so that a chunk is never between two tiers. In the lowest tier old chunks thin out in steps (see
+`memory.thinning`), the last of which is to go; without thinning the oldest goes at once.
 """
 
 from __future__ import annotations
 
 import logging
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from data.errors import MemoryBankError
 from memory.base import Store, Stored
+from memory.codecs import decoded
 from memory.codecs.native import Native
 from memory.layout import Packet
+from memory.thinning import Ages, Thinning
 from model_adapters.base import ChunkKV
 
 logger = logging.getLogger(__name__)
@@ -28,12 +31,17 @@ class Entry:
     num_bytes: int
     start_seconds: float
     end_seconds: float
+    num_tokens: int = 0
+    """When it was whole."""
+    step: int = 0
+    """How often it has been thinned; 0 is whole."""
 
 
 class Tiers:
-    """Chunks in stores, fastest first. `pins` (by id) stay where they are; `on_drop` hears of every chunk that goes.
+    """Chunks in stores, fastest first. `pins` (by id) stay as and where they are.
 
-    as_cache: what goes is kept elsewhere, so the least recently used chunk goes instead of the oldest.
+    `on_drop` hears of every chunk that goes, `on_damage` of one that is found damaged on the way (and is still there then).
+    as_cache: what goes is kept elsewhere, so the least recently used chunk goes instead of the oldest, and none is thinned.
     """
 
     def __init__(
@@ -41,28 +49,34 @@ class Tiers:
         stores: list[tuple[str, Store]],
         pins: Collection[int],
         on_drop: Callable[[int, Entry], None],
+        on_damage: Callable[[int, MemoryBankError], None],
+        thinning: Thinning | None = None,
         as_cache: bool = False,
     ) -> None:
         self.as_cache = as_cache
         self.stores = stores
+        self.thinning = thinning
+        self.thinned: list[ChunkKV] = []
+        """What is left of the chunks that were thinned, until somebody clears it."""
         self.entries: dict[int, Entry] = {}
         self.counts: Counter[str] = Counter()
         self._pins = pins
         self._on_drop = on_drop
+        self._on_damage = on_damage
+        self._ages = Ages(thinning.byte_shares if thinning else (1.0,))
         self._used: list[OrderedDict[int, None]] = [OrderedDict() for _ in stores]
         """Per tier, the least recently used chunk first."""
 
     def put(self, chunk: ChunkKV) -> bool:
         """Take in a new chunk. False if it was dropped at once, because no tier can hold it or it is the oldest."""
-        entry = Entry(-1, chunk.num_bytes, chunk.start_seconds, chunk.end_seconds)
+        entry = Entry(-1, chunk.num_bytes, chunk.start_seconds, chunk.end_seconds, chunk.num_tokens)
         item: Stored = chunk
         for level, (_, store) in enumerate(self.stores):
             item = self._prepared(store, item)
             if self._make_room(level, entry, item.num_bytes, may_drop=True):
                 store.put(item)
-                entry.level, entry.num_bytes = level, item.num_bytes
                 self.entries[chunk.chunk_id] = entry
-                self._used[level][chunk.chunk_id] = None
+                self._arrived(chunk.chunk_id, level, item.num_bytes)
                 return True
         self._on_drop(chunk.chunk_id, entry)
         return False
@@ -100,10 +114,12 @@ class Tiers:
         """Remove a chunk from its tier."""
         entry = self.entries.pop(chunk_id)
         del self._used[entry.level][chunk_id]
+        self._ages.discard(chunk_id)
         self.stores[entry.level][1].remove(chunk_id)
 
     def close(self) -> None:
         self.entries.clear()
+        self._ages = Ages(self._ages.byte_shares)
         for (_, store), used in zip(self.stores, self._used, strict=True):
             store.close()
             used.clear()
@@ -120,6 +136,10 @@ class Tiers:
             assert store.num_payload_bytes == total, f"{name} tier: {store.num_payload_bytes} bytes of chunks, expected {total}"
             assert store.num_bytes <= store.capacity_bytes, f"{name} tier holds {store.num_bytes} bytes, over its budget"
             store.check_integrity()
+        lowest = {chunk_id for chunk_id, entry in self.entries.items() if entry.level == len(self.stores) - 1}
+        assert set(self._ages.chunk_ids()) == lowest, "the ages of the lowest tier disagree with what is in it"
+        assert all(self._ages.step(chunk_id) == self.entries[chunk_id].step for chunk_id in lowest), "a step is miscounted"
+        self._ages.check_integrity()
         astray = sorted(chunk_id for chunk_id in {*seen, *self.entries} if seen[chunk_id] != 1)
         assert not astray, f"chunks that are not in exactly one tier: {astray}"
 
@@ -149,25 +169,71 @@ class Tiers:
         while not store.has_room(num_bytes):
             if store.reclaim():
                 continue
-            movable = (chunk_id for chunk_id in self._used[level] if chunk_id not in self._pins)
             if level < len(self.stores) - 1:
-                victim = next(movable, None)
+                victim = next((chunk_id for chunk_id in self._used[level] if chunk_id not in self._pins), None)
                 if victim is None or not self._offload(victim, level, may_drop):
                     return False
-            else:
-                victim = self._to_drop(movable)
-                if victim is None or not may_drop:
-                    return False
-                if not self.as_cache and entry.start_seconds < self.entries[victim].start_seconds:
-                    return False
-                self._drop(victim)
+            elif not may_drop or not self._shed(store, entry):
+                return False
         return True
 
-    def _to_drop(self, movable: Iterator[int]) -> int | None:
-        """Which of the lowest tier's chunks goes, least recently used first in `movable`."""
+    def _shed(self, store: Store, entry: Entry) -> bool:
+        """Thin the chunks of the lowest tier whose turn it is, or let one go. False if none may: all are pinned, or the one to
+        go is younger than `entry`."""
         if self.as_cache:
-            return next(movable, None)
-        return min(movable, key=lambda chunk_id: self.entries[chunk_id].start_seconds, default=None)
+            victim = next((chunk_id for chunk_id in self._used[-1] if chunk_id not in self._pins), None)
+            if victim is not None:
+                self._drop(victim)
+            return victim is not None
+        last = len(self._ages.byte_shares) - 1
+        for step, chunk_id in self._ages.turns(self._pins):
+            if step == last and entry.start_seconds < self.entries[chunk_id].start_seconds:
+                return False
+            # Space in a file comes back only when all that is in it goes; without thinning, that is for `reclaim` to see to.
+            together = sorted(store.together(chunk_id)) if self.thinning else [chunk_id]
+            if not self._pins or not any(other in self._pins for other in together):
+                self._age(store, together)
+                return True
+        return False
+
+    def _age(self, store: Store, chunk_ids: list[int]) -> None:
+        """Each chunk one step further: thinned, or gone after the last step."""
+        fewer: dict[int, Stored] = {}
+        left: list[ChunkKV] = []
+        sizes: dict[int, int] = {}
+        for chunk_id in chunk_ids:
+            entry = self.entries[chunk_id]
+            if self.thinning is None or entry.step == len(self.thinning.token_shares):
+                self._drop(chunk_id)
+                continue
+            try:
+                item = store.stored(chunk_id)
+                chunk = decoded(item) if isinstance(item, Packet) else item
+            except MemoryBankError as error:
+                self._on_damage(chunk_id, error)
+                continue
+            chunk = self.thinning.thin(chunk, entry.step + 1, entry.num_tokens)
+            thinner = self._prepared(store, chunk)
+            sizes[chunk_id] = min(item.num_bytes, thinner.num_bytes)
+            if thinner.num_bytes < item.num_bytes:
+                fewer[chunk_id] = thinner
+                left.append(chunk)
+        # Written first: if that fails, all is as it was.
+        store.replace(fewer)
+        for chunk_id, num_bytes in sizes.items():
+            self.entries[chunk_id].step += 1
+            self._arrived(chunk_id, self.entries[chunk_id].level, num_bytes)
+        self.thinned += left
+        self.counts["num_thinned"] += len(fewer)
+
+    def _arrived(self, chunk_id: int, level: int, num_bytes: int) -> None:
+        """The books of a chunk that is now in this tier, at this size."""
+        entry = self.entries[chunk_id]
+        entry.level, entry.num_bytes = level, num_bytes
+        self._used[level].setdefault(chunk_id, None)
+        self._ages.discard(chunk_id)
+        if level == len(self.stores) - 1:
+            self._ages.add(chunk_id, entry.step, entry.start_seconds, num_bytes)
 
     def _offload(self, chunk_id: int, level: int, may_drop: bool) -> bool:
         """Move a chunk down; if no lower tier takes it, drop it. False if it would have to be dropped and must not be."""
@@ -188,8 +254,7 @@ class Tiers:
         self.stores[level][1].put(item)
         self.stores[entry.level][1].remove(item.chunk_id)
         del self._used[entry.level][item.chunk_id]
-        self._used[level][item.chunk_id] = None
-        entry.level, entry.num_bytes = level, item.num_bytes
+        self._arrived(item.chunk_id, level, item.num_bytes)
 
     def _drop(self, chunk_id: int) -> None:
         entry = self.entries[chunk_id]

@@ -48,6 +48,7 @@ OTHER: dict[str, Any] = {
     "ram_bytes": 2000,
     "disk_bytes": 3000,
     "kv_codec": "int4",
+    "thinning": "evenly",
     "max_new_tokens": 7,
     "prompts": "general",
     "poll_seconds": 5.0,

@@ -17,6 +17,7 @@ CHOICES = {
     "retrieval": ("key_similarity", "per_layer", "recent", "uniform", "all", "none"),
     "prompts": ("auto", "embedded", "general"),
     "kv_codec": ("native", "int8", "int4", "entropy"),
+    "thinning": ("off", "evenly", "distinct"),
 }
 
 
@@ -43,6 +44,7 @@ class SessionConfig:
     ram_bytes: int = _field(4 * GIB, "RAM for stored chunks", 0)
     disk_bytes: int = _field(16 * GIB, "disk for stored chunks", 0)
     kv_codec: str = _field("native", "how RAM and disk keep stored chunks: bit-equal, as small integers, or entropy-coded")
+    thinning: str = _field("distinct", "which tokens of old chunks stay when memory is full; off: old chunks go whole")
     max_new_tokens: int = _field(128, "length of an answer", 1, 32_768)
     prompts: str = _field("auto", "wording of what the engine asks by itself; auto: as it fits the model")
     poll_seconds: float = _field(30.0, "watches are looked at this often even where nothing seems new; 0: always", 0, 86_400)

@@ -54,10 +54,7 @@ class Ingest:
             keep=keep,
             thumbnail=thumbnail(chunk.frames[0]),
         )
-        dropped = self.bank.put(kv, record)
-        # Added first: where no tier can hold it, the chunk itself is among the dropped.
-        self.retriever.add(kv)
-        self.retriever.remove(dropped)
+        dropped = remember(self.bank, self.retriever, kv, record)
         self._slide(kv)
         return record, dropped
 
@@ -100,6 +97,20 @@ class Ingest:
         num_tokens = self.sink.num_tokens + sum(kv.num_tokens for kv in self.window)
         self.live = self.adapter.new_context(2 * num_tokens)
         self.adapter.append(self.live, [self.sink, *self.window])
+
+
+def remember(bank: Bank, retriever: Retriever, kv: ChunkKV, record: ChunkRecord | None = None) -> list[int]:
+    """Store and index one chunk. Returns the ids of chunks that memory dropped to make room; what memory thinned is indexed
+    anew."""
+    dropped = bank.put(kv, record)
+    # Added first: where no tier can hold it, the chunk itself is among the dropped.
+    retriever.add(kv)
+    retriever.remove(dropped)
+    thinned = bank.take_thinned()
+    retriever.remove([thinner.chunk_id for thinner in thinned])
+    for thinner in thinned:
+        retriever.add(thinner)
+    return dropped
 
 
 def thumbnail(frame: np.ndarray) -> bytes:

@@ -18,6 +18,7 @@ from memory.files import Fault, no_fault
 from memory.records import Moment, PlainRecords, Records
 from memory.stored import StoredMemory
 from memory.stored_records import StoredRecords
+from memory.thinning import create_thinning
 from memory.writer import WriteBehind
 from model_adapters.base import ModelAdapter
 from retrieval.base import Retriever
@@ -62,7 +63,9 @@ class StreamSession(Speaking):
         self.records: Records
         with ExitStack() as opened:
             if memory is None:
-                self.bank = MemoryBank(adapter.device, c.gpu_bytes, c.ram_bytes, c.disk_bytes, folder, codec=c.kv_codec)
+                budgets = (c.gpu_bytes, c.ram_bytes, c.disk_bytes)
+                thinning = create_thinning(c.thinning)
+                self.bank = MemoryBank(adapter.device, *budgets, folder, codec=c.kv_codec, thinning=thinning)
                 self.records = PlainRecords()
             else:
                 self.memory = open_memory(
