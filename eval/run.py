@@ -23,6 +23,7 @@ EVALUATIONS = {
     "reopen": ("eval.reopen", "time to reopen a stored memory against its length, and the cost of checksums"),
     "codecs": ("eval.codecs", "bytes, time, error and accuracy of every way to keep chunks in RAM and on disk"),
     "day": ("eval.day", "a day of stream at small budgets: memory, disk and index by the hour, accuracy by age"),
+    "reads": ("eval.reads", "gathers from RAM and disk against a plain copy, and the first token from each"),
 }
 
 

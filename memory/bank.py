@@ -95,9 +95,10 @@ class MemoryBank(Bank):
         # Pinned, so that the first chunks of one request are not pushed out again by its last.
         with self._lock, self._pinning(chunk_ids):
             self._check_open()
+            gathered = self._gather(chunk_ids)
             for chunk_id in chunk_ids:
                 tier = self.tier(chunk_id)
-                if tier is not None and (read := self._read(chunk_id)) is not None:
+                if tier is not None and (read := self._read(chunk_id, gathered)) is not None:
                     self._counts[f"num_read_{tier}"] += 1
                     found.append(read[0])
                     self._promote_unless_pinned(*read, chunk_ids)
@@ -116,9 +117,10 @@ class MemoryBank(Bank):
         """Move the chunks up as far as that drops nothing; chunks already pinned stay where they are."""
         with self._lock, self._pinning(chunk_ids):
             self._check_open()
+            gathered = self._gather(chunk_ids)
             for chunk_id in dict.fromkeys(chunk_ids):
                 entry = self._tiers.entries.get(chunk_id)
-                if entry is not None and entry.level > 0 and (read := self._read(chunk_id)) is not None:
+                if entry is not None and entry.level > 0 and (read := self._read(chunk_id, gathered)) is not None:
                     self._promote_unless_pinned(*read, chunk_ids)
 
     @contextmanager
@@ -177,6 +179,7 @@ class MemoryBank(Bank):
                 "num_offloaded",
                 "num_prefetched",
                 "num_dropped",
+                "num_thinned",
                 "num_kept_native",
                 *(f"num_read_{name}" for name in tiers),
             )
@@ -209,12 +212,23 @@ class MemoryBank(Bank):
             if self._made_folder is not None and self._made_folder.is_dir() and not any(self._made_folder.iterdir()):
                 self._made_folder.rmdir()
 
-    def _read(self, chunk_id: int) -> tuple[ChunkKV, Stored] | None:
+    def _gather(self, chunk_ids: Sequence[int]) -> dict[int, Stored]:
+        """What can be read together of these chunks."""
+        here = [(i, self._tiers.entries[i].level) for i in dict.fromkeys(chunk_ids) if i in self._tiers.entries]
+        gathered: dict[int, Stored] = {}
+        for level, (_, store) in enumerate(self._tiers.stores):
+            gathered |= store.gather([i for i, at in here if at == level])
+        return gathered
+
+    def _read(self, chunk_id: int, gathered: dict[int, Stored] | None = None) -> tuple[ChunkKV, Stored] | None:
         """The chunk on the compute device, and as its tier keeps it. Now it is the most recently used there. None if it is
-        damaged and thus forgotten."""
-        entry = self._tiers.entries[chunk_id]
+        damaged and thus forgotten.
+
+        gathered: chunks already read, each of which is given out once: its tensors are its reader's own.
+        """
+        store = self._tiers.stores[self._tiers.entries[chunk_id].level][1]
         try:
-            item = self._tiers.stores[entry.level][1].stored(chunk_id)
+            item = (gathered or {}).pop(chunk_id, None) or store.stored(chunk_id)
             chunk = item if isinstance(item, ChunkKV) else decoded(item, self.device)
         except MemoryBankError as error:
             self._record_damage(chunk_id, error)

@@ -47,6 +47,11 @@ class Store(ABC):
         """The chunk as it is kept. KeyError for an unknown id, MemoryBankError for a damaged one. The tensors may be the
         stored ones: never write into them."""
 
+    def gather(self, chunk_ids: Collection[int]) -> dict[int, Stored]:
+        """Chunks as `stored` returns them, as far as reading them together is faster than one by one. Others, and those that
+        cannot be read, are left out."""
+        return {}
+
     def get(self, chunk_id: int, device: torch.device | None = None) -> ChunkKV:
         """The chunk itself on `device` (or where the store lives). Errors and caution as in `stored`."""
         item = self.stored(chunk_id)

@@ -12,6 +12,7 @@ from data.errors import MemoryBankError
 from memory.bank import MemoryBank
 from memory.base import Span, Stored, add_span
 from memory.codecs import decoded
+from memory.layout import Packet
 from memory.records import ChunkRecord
 from memory.slabs import SLAB_BYTES
 from memory.stored import StoredMemory
@@ -152,14 +153,19 @@ class DurableBank(MemoryBank):
     def _pending(self, chunk_id: int) -> ChunkKV | None:
         return self.writer.pending(chunk_id) if self.writer else None
 
-    def _read(self, chunk_id: int) -> tuple[ChunkKV, Stored] | None:
+    def _gather(self, chunk_ids: Sequence[int]) -> dict[int, Stored]:
+        away = {i for i in chunk_ids if i not in self._tiers.entries and i not in self._absent and self._pending(i) is None}
+        return {**super()._gather([i for i in chunk_ids if i not in away]), **self.memory.packets(sorted(away))}
+
+    def _read(self, chunk_id: int, gathered: dict[int, Stored] | None = None) -> tuple[ChunkKV, Stored] | None:
         if chunk_id in self._tiers.entries:
-            return super()._read(chunk_id)
+            return super()._read(chunk_id, gathered)
         waiting = self._pending(chunk_id)
         if waiting is not None:
             return waiting.to(self.device), waiting
         try:
-            packet = self.memory.packet(chunk_id)
+            packet = (gathered or {}).pop(chunk_id, None) or self.memory.packet(chunk_id)
+            assert isinstance(packet, Packet)
             return decoded(packet, self.device), packet
         except KeyError:
             return None

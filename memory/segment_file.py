@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +20,8 @@ from memory.layout import PackedChunk
 
 LENGTH_BYTES = 8
 """A safetensors file begins with the length of its header, little-endian."""
+MAX_BLOCKS_PER_READ = 512
+"""Below what every system allows for one scattered read."""
 
 
 @dataclass(frozen=True)
@@ -50,19 +52,48 @@ def write_segment(path: Path, chunks: Mapping[int, PackedChunk], fault: Fault = 
 
 def read_block(path: Path, place: Place) -> torch.Tensor:
     """uint8 [num_bytes]: one chunk's block in one read, not verified. MemoryBankError if the file does not hold it."""
-    block = torch.empty(place.num_bytes, dtype=torch.uint8)
-    view = block.numpy().data
+    return read_blocks(path, [place])[0]
+
+
+def read_blocks(path: Path, places: Sequence[Place]) -> list[torch.Tensor]:
+    """The blocks of several chunks of one segment, in the order of `places`; blocks that lie side by side are one read.
+
+    Not verified. MemoryBankError if the file does not hold them all.
+    """
+    blocks = [torch.empty(place.num_bytes, dtype=torch.uint8) for place in places]
     try:
         handle = os.open(path, os.O_RDONLY)
         try:
-            at = 0
-            while at < place.num_bytes:
-                num_read = os.preadv(handle, [view[at:]], place.offset + at)
-                if num_read == 0:
-                    raise MemoryBankError(f"{path.name} is too short; its chunks are left out")
-                at += num_read
+            for run in _runs(places):
+                views = [blocks[i].numpy().data for i in run]
+                num_bytes = sum(places[i].num_bytes for i in run)
+                if os.preadv(handle, views, places[run[0]].offset) < num_bytes:
+                    # Cut short, by a signal or by the end of the file: each by itself, as far as it takes.
+                    for i in run:
+                        _fill(handle, blocks[i], places[i].offset, path)
         finally:
             os.close(handle)
     except OSError as error:
         raise MemoryBankError(f"{path.name} cannot be read: {error.strerror}; its chunks are left out") from error
-    return block
+    return blocks
+
+
+def _runs(places: Sequence[Place]) -> Iterator[list[int]]:
+    """Numbers of places by offset, those that lie side by side together, as many as one read takes."""
+    run: list[int] = []
+    for i in sorted(range(len(places)), key=lambda i: places[i].offset):
+        if run and (places[run[-1]].offset + places[run[-1]].num_bytes != places[i].offset or len(run) == MAX_BLOCKS_PER_READ):
+            yield run
+            run = []
+        run.append(i)
+    if run:
+        yield run
+
+
+def _fill(handle: int, block: torch.Tensor, offset: int, path: Path) -> None:
+    view, at = block.numpy().data, 0
+    while at < len(view):
+        num_read = os.preadv(handle, [view[at:]], offset + at)
+        if num_read == 0:
+            raise MemoryBankError(f"{path.name} is too short; its chunks are left out")
+        at += num_read

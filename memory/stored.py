@@ -24,7 +24,7 @@ from memory.layout import PackedChunk, Packet, pack, unpack
 from memory.manifest import Manifest
 from memory.records import ChunkRecord
 from memory.rows import ChunkRow, Gap, Sitting
-from memory.segment_file import read_block, segment_path, write_segment
+from memory.segment_file import read_block, read_blocks, segment_path, write_segment
 from memory.upkeep import keep_quota
 from memory.vectors import Summaries, VectorFile
 from model_adapters.base import ChunkKV
@@ -122,6 +122,26 @@ class StoredMemory:
                 before, row = row.segment, self.manifest.row(chunk_id)
                 if row is None or row.segment == before:
                     raise MemoryBankError(f"{path.name}: chunk {chunk_id} is damaged: {error}; it is left out") from error
+
+    def packets(self, chunk_ids: Sequence[int]) -> dict[int, Packet]:
+        """Chunks as they are stored, verified, each segment in as few reads as its chunks allow. What is not stored, or
+        cannot be read, is left out: `packet` says why."""
+        by_segment: dict[int, list[ChunkRow]] = {}
+        for chunk_id in chunk_ids:
+            try:
+                row = self.manifest.row(chunk_id)
+            except MemoryBankError:
+                continue
+            if row is not None and row.segment is not None:
+                by_segment.setdefault(row.segment, []).append(row)
+        found: dict[int, Packet] = {}
+        for segment, rows in by_segment.items():
+            try:
+                blocks = read_blocks(segment_path(self.folder, segment), [row.place for row in rows])
+                found.update({r.chunk_id: unpack(r.layout, b, r.crc32) for r, b in zip(rows, blocks, strict=True)})
+            except MemoryBankError:
+                continue
+        return found
 
     def summaries(self) -> Iterator[Summaries]:
         """What a retriever needs of every stored chunk, in blocks. A vector that is damaged is made again from its chunk."""

@@ -88,9 +88,8 @@ class Tiers:
             item = self._as_held(store, chunk, stored)
             if item is not None and self._make_room(level, entry, item.num_bytes, may_drop=True):
                 store.put(item)
-                entry.level, entry.num_bytes = level, item.num_bytes
                 self.entries[chunk.chunk_id] = entry
-                self._used[level][chunk.chunk_id] = None
+                self._arrived(chunk.chunk_id, level, item.num_bytes)
                 return
 
     def touch(self, chunk_id: int) -> None:

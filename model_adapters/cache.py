@@ -78,6 +78,14 @@ class BufferContext(KVContext):
     def write(self, keys: torch.Tensor, values: torch.Tensor) -> None:
         """Add rotated keys and values [layers, kv_heads, S, head_dim] of all layers at once."""
         self.reserve(keys.shape[2])
+        start = self.layers[0].length
+        if all(layer.length == start for layer in self.layers):
+            end = start + keys.shape[2]
+            self.keys[:, :, start:end] = keys
+            self.values[:, :, start:end] = values
+            for layer in self.layers:
+                layer.length = end
+            return
         for index in range(len(self.layers)):
             self.write_layer(index, keys[index], values[index])
 

@@ -99,9 +99,14 @@ class DecoderAdapter(ModelAdapter):
         assert isinstance(context, BufferContext)
         if not chunks:
             return
-        keys = torch.cat([chunk.keys for chunk in chunks], dim=2)
-        cos, sin = self.angles(keys, self._placed(context.cursor, chunks))
-        context.write(rotate(keys, cos, sin), torch.cat([chunk.values for chunk in chunks], dim=2))
+        cos, sin = self.angles(chunks[0].keys, self._placed(context.cursor, chunks))
+        context.reserve(len(cos))
+        at = 0
+        # Chunk by chunk straight into the context: joining them first would copy all of them once more.
+        for chunk in chunks:
+            end = at + chunk.num_tokens
+            context.write(rotate(chunk.keys, cos[at:end], sin[at:end]), chunk.values)
+            at = end
 
     @torch.inference_mode()
     def append_layers(self, context: KVContext, chunks: Sequence[Sequence[ChunkKV]]) -> None:

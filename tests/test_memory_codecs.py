@@ -78,7 +78,7 @@ def test_the_bound_is_no_excuse(codec: Codec) -> None:
             ranges = [(g.amax(axis, keepdim=True) - g.amin(axis, keepdim=True)).expand_as(g) for g in groups]
             half = torch.cat(ranges, axis) / (2**codec.bits - 1) / 2
         else:
-            half = 0.5 * 1.25 * given.std(2, correction=1).square().mean((1, 2)).sqrt()[:, None, None, None]
+            half = 0.5 * 1.5 * given.std(2, correction=1).square().mean((1, 2)).sqrt()[:, None, None, None]
         assert torch.allclose(bound.double(), half.expand_as(bound), rtol=1e-3, atol=1e-6)
         errors = ((got - given).abs() / half.clamp(min=1e-12)).flatten()
         assert errors.max() > 0.9

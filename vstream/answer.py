@@ -110,15 +110,18 @@ class Answerer:
 
     @contextmanager
     def _built(self, question: str, sink: ChunkKV, view: View, num_question_tokens: int) -> Iterator[Built]:
-        """The context for one answer: a copy, so the chunks behind it are pinned only while it is made."""
+        """The context for one answer: a copy, so the chunks behind it are let go as soon as it is made."""
         with self.turns.answer():
             query = self.adapter.encode_question(question)
             # Inside the turn: a retriever is used by one thread at a time, and ingest adds to it.
             layers = self._search(query, view)
-        hits = list({hit.chunk_id: hit for row in layers for hit in row}.values())
-        tiers = {hit.chunk_id: self.bank.tier(hit.chunk_id) or "gone" for hit in hits}
-        with self.bank.pinned([hit.chunk_id for hit in hits]), self.turns.answer():
-            built = self._context(sink, view, layers, tiers, num_question_tokens)
+        hits = {hit.chunk_id: hit for row in layers for hit in row}
+        wanted = sorted(hits, key=lambda chunk_id: hits[chunk_id].start_seconds)
+        tiers = {chunk_id: self.bank.tier(chunk_id) or "gone" for chunk_id in wanted}
+        # One gather per answer, and outside of the turn: the stream does not wait for the disk.
+        chunks = {kv.chunk_id: kv for kv in self.bank.get(wanted)}
+        with self.turns.answer():
+            built = self._context(sink, view, layers, chunks, tiers, num_question_tokens)
         yield built
 
     def _search(self, query: Query, view: View) -> list[list[Hit]]:
@@ -134,12 +137,19 @@ class Answerer:
         return [retriever.search(query, top_k, view.until_seconds, exclude)]
 
     def _context(
-        self, sink: ChunkKV, view: View, layers: list[list[Hit]], tiers: dict[int, str], num_question_tokens: int
+        self,
+        sink: ChunkKV,
+        view: View,
+        layers: list[list[Hit]],
+        chunks: dict[int, ChunkKV],
+        tiers: dict[int, str],
+        num_question_tokens: int,
     ) -> Built:
-        """The context for one answer: a copy, so that nothing stored is held or changed by what is done with it."""
+        """The context for one answer: a copy, so that nothing stored is held or changed by what is done with it.
+
+        chunks: what memory gave back of the hits, in time order.
+        """
         hits = {hit.chunk_id: hit for row in layers for hit in row}
-        wanted = sorted(hits.values(), key=lambda hit: hit.start_seconds)
-        chunks = {kv.chunk_id: kv for kv in self.bank.get([hit.chunk_id for hit in wanted])}
         # What memory could not give back, dropped or damaged, must not be found again.
         self.retriever.remove(hits.keys() - chunks.keys())
         recent = [*view.window, *([view.partial] if view.partial else [])]

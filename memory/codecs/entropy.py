@@ -33,7 +33,7 @@ class Entropy(Codec):
 
     name = "entropy"
 
-    def __init__(self, coarseness: float = 1.25, level: int = 1) -> None:
+    def __init__(self, coarseness: float = 1.5, level: int = 1) -> None:
         if not coarseness > 0:
             raise ConfigError(f"coarseness={coarseness} must be more than 0")
         self.coarseness = coarseness
