@@ -110,7 +110,8 @@ def one_stream(session: StreamSession, tallies: dict[str, Tally], args: argparse
     for name, tally in tallies.items():
         weigh(tally, chunks, folder / name.replace(" ", "-"))
         banks[name].close()
-    return sum(r.num_tokens - r.num_kept_tokens + r.num_seen_tokens for r in session.timeline)
+    stored = sum(chunk.num_tokens for chunk in chunks)
+    return stored + sum(moment.num_seen_tokens - moment.num_kept_tokens for moment in session.timeline)
 
 
 def measure(tally: Tally, chunk: ChunkKV) -> None:
