@@ -111,6 +111,8 @@ def put(session: StreamSession, arms: list[Arm], question: WorldQuestion) -> Ite
     start, end = question.evidence or (0, 0)
     wanted = [r.chunk_id for r in session.timeline if r.start_seconds < end and r.end_seconds > start]
     outside = set(wanted) - {kv.chunk_id for kv in view.window}
+    if view.partial and view.partial.start_seconds < end and view.partial.end_seconds > start:
+        wanted.append(view.partial.chunk_id)  # in view, but not stored yet
     for arm in arms:
         answer, hits = arm.answer(session, question.question, view, set(wanted))
         if answer is None:
