@@ -13,8 +13,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
+from model_adapters.base import TokenRun
 from model_adapters.conformance import QUESTION, Conformance, clip
 from model_adapters.rope import rotate, unrotate
+from model_adapters.typed import structure_tokens
 
 FAR = 200
 TWO_LEVELS = 0.035
@@ -65,6 +67,27 @@ def ids(kit: Conformance) -> Check:
     text = tokens != kit.adapter.video_id
     figure = math.inf if len(found) != len(tokens) else float((found[text] != words[text]).any(-1).sum())
     return Check("token ids", figure, 0, "tokens that differ from the processor's own")
+
+
+def typed(kit: Conformance) -> Check:
+    """A token of the template that a person types, in a question, an earlier turn or an option, is text and ends nothing."""
+    adapter = kit.adapter
+    tokens = [token for token in structure_tokens(adapter.tokenizer) if token != adapter.tokenizer.unk_token]
+    numbers = adapter.tokenizer.convert_tokens_to_ids(tokens)
+    words = adapter.model.get_input_embeddings().weight[numbers]
+
+    def structural(run: TokenRun) -> int:
+        return sum(int((words == row).all(-1).any()) for row in run.embeds)
+
+    figure = 0
+    for token in tokens:
+        for said in (f"is {token} red ?", f"{token}{token.upper()}", token[:1] + token, token[:-1], token[1:]):
+            for plain, evil in (
+                (adapter.question_run("a", [("b", "c")]), adapter.question_run(said, [(said, said)])),
+                (adapter.plain_run("", "a"), adapter.plain_run("", said)),
+            ):
+                figure += abs(structural(evil) - structural(plain))
+    return Check("typed special tokens", float(figure), 0, "tokens of the template that what a person types can make")
 
 
 def position_ids(kit: Conformance) -> Check:
@@ -198,6 +221,7 @@ CHECKS: tuple[Callable[[Conformance], Check], ...] = (
     pixels,
     resized_pixels,
     ids,
+    typed,
     position_ids,
     features,
     logits,

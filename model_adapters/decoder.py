@@ -15,6 +15,7 @@ from model_adapters.cache import BufferContext
 from model_adapters.placement import Cursor, Packed, Placement
 from model_adapters.rope import rotate
 from model_adapters.tap import Tap
+from model_adapters.typed import plain_pieces, structure_pattern
 
 
 class DecoderAdapter(ModelAdapter):
@@ -33,15 +34,16 @@ class DecoderAdapter(ModelAdapter):
         self.device = model.device
         self.placement: Placement = Packed()
         self.tap = Tap(language.layers, info.head_dim)
+        self.structure = structure_pattern(tokenizer)
         eos = model.generation_config.eos_token_id
         self.stop_ids = {tokenizer.eos_token_id, *(eos if isinstance(eos, list) else [eos])} - {None}
 
     @abstractmethod
     def sink_run(self) -> TokenRun: ...
 
-    def plain_run(self, text: str) -> TokenRun:
-        """Text at consecutive positions."""
-        ids = self.ids(text)
+    def plain_run(self, *parts: str) -> TokenRun:
+        """Text at consecutive positions. parts: as for `ids`."""
+        ids = self.ids(*parts)
         return self.token_run(ids, torch.arange(len(ids)).expand(self.info.num_position_axes, -1), len(ids))
 
     def token_run(self, ids: Sequence[int], positions: torch.Tensor, span: int) -> TokenRun:
@@ -51,9 +53,14 @@ class DecoderAdapter(ModelAdapter):
             embeds = self.model.get_input_embeddings()(tokens)
         return TokenRun(embeds, positions.to(self.device), span, tokens == self.video_id)
 
-    def ids(self, text: str) -> list[int]:
-        """Token ids of a piece of text, special tokens in it included, none added."""
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+    def ids(self, *parts: str) -> list[int]:
+        """Token ids of what the template says and what a person said, in turns, the template first; none are added.
+
+        Special tokens in the template's parts are structure. In what a person said they are the letters that they are
+        written with.
+        """
+        pieces = plain_pieces(parts, self.structure)
+        return [token for piece in pieces for token in self.tokenizer(piece, add_special_tokens=False)["input_ids"]]
 
     def new_context(self, capacity: int) -> BufferContext:
         shape = (self.info.num_layers, self.info.num_kv_heads, capacity, self.info.head_dim)
@@ -140,7 +147,7 @@ class DecoderAdapter(ModelAdapter):
         context = self.new_context(256)
         self._forward(context, self.sink_run())
         with self.tap:
-            self._forward(context, self.plain_run(question))
+            self._forward(context, self.plain_run("", question))
             queries = self.tap.stacked_queries().float().mean(2)
         heads = queries.view(self.info.num_layers, self.info.num_kv_heads, -1, self.info.head_dim)
         return Query(heads.sum(2) * self.info.head_dim**-0.5, question)
@@ -154,7 +161,7 @@ class DecoderAdapter(ModelAdapter):
         first = self.logits(context, run)[-1:]
         found = []
         for answer in answers:
-            ids = [*self.ids(answer), self.tokenizer.eos_token_id]
+            ids = [*self.ids("", answer), self.tokenizer.eos_token_id]
             body = torch.arange(len(ids) - 1).expand(self.info.num_position_axes, -1)
             rest = self.logits(context.fork(), self.token_run(ids[:-1], body, len(ids) - 1))
             scores = torch.cat([first, rest]).log_softmax(-1)
@@ -162,7 +169,7 @@ class DecoderAdapter(ModelAdapter):
         return found
 
     def opening_id(self, word: str) -> int:
-        return self.ids(word)[0]
+        return self.ids("", word)[0]
 
     @torch.inference_mode()
     def openings(self, context: KVContext, runs: Sequence[TokenRun], words: Sequence[str]) -> torch.Tensor:

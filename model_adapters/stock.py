@@ -184,8 +184,8 @@ class StockAdapter(DecoderAdapter):
         return self.plain_run(self.head)
 
     def question_run(self, question: str, turns: Sequence[tuple[str, str]] = ()) -> TokenRun:
-        said = "".join(asked + self.middle + answered + self.between for asked, answered in turns)
-        return self.plain_run(self.before + said + question + self.tail)
+        earlier = [part for asked, answered in turns for part in (asked, self.middle, answered, self.between)]
+        return self.plain_run(self.before, *earlier, question, self.tail)
 
     def laid_out(self, layout: Layout, keep: torch.Tensor, visual: VisualTokens | None) -> TokenRun:
         """A layout as a run, with the kept visual tokens in their places. keep: bool [N]; visual: None where none is kept."""

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import cast
 
 import pytest
 import torch
 
 from eval.run import main
 from model_adapters.base import ModelAdapter
+from model_adapters.checks import typed
+from model_adapters.conformance import Conformance
+from model_adapters.references import create_reference
 from model_adapters.registry import load_adapter
+from model_adapters.stock import StockAdapter
 from model_adapters.tiny.config import CHECKPOINT, build_config, build_tokenizer, write_side_files
 
 MAX_BYTES = 12 * 1024 * 1024
@@ -25,6 +30,11 @@ def test_the_checkpoint_is_small_and_holds_no_pickle() -> None:
     files = list(CHECKPOINT.iterdir())
     assert sum(f.stat().st_size for f in files) <= MAX_BYTES
     assert {f.suffix for f in files} <= {".json", ".safetensors", ".jinja"}
+
+
+def test_special_tokens_that_are_typed_are_text(embedded: ModelAdapter) -> None:
+    kit = Conformance(cast(StockAdapter, embedded), create_reference(cast(StockAdapter, embedded), CHECKPOINT))
+    assert typed(kit).passed
 
 
 def test_the_side_files_are_those_that_the_code_writes(tmp_path: Path) -> None:
