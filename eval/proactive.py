@@ -149,13 +149,13 @@ def native(
 def poll(adapter: ModelAdapter, config: SessionConfig, scene: Scene, names: list[str], watch: Tally, comment: Tally) -> None:
     """The bare model at every second."""
     prompts = prompts_for(adapter.info, config.prompts)
-    questions = [prompts.watch.format(condition=f"a {name} appears") for name in names]
+    runs = [adapter.question_run(prompts.watch.format(condition=f"a {name} appears")) for name in names]
     alerts: list[tuple[str, float]] = []
     said: list[Utterance] = []
     with StreamSession(adapter, config) as session:
         for record in session.feed(scene.frames(config.fps)):
             live = session.ingest.live
-            scores = yes_probabilities(adapter, live, questions, prompts.yes, prompts.no)
+            scores = yes_probabilities(adapter, live, runs, prompts.yes, prompts.no)
             at = record.last_pts_seconds
             alerts += [(f"a {n} appears", at) for n, score in zip(names, scores, strict=True) if score >= POLL_THRESHOLD]
             *_, text = ["", *adapter.generate(live.fork(), adapter.question_run(prompts.comment.format(background="")), 24)]

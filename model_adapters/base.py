@@ -198,7 +198,9 @@ class ModelAdapter(ABC):
 
     @abstractmethod
     def likelihoods(self, context: KVContext, run: TokenRun, answers: Sequence[str]) -> list[float]:
-        """Mean log-probability per token of each answer behind the context and `run`. Extends the context by `run`."""
+        """Mean log-probability per token of each answer behind the context and `run`.
+
+        Extends the context, by what is the family's own matter; fork one that is still needed."""
 
     @abstractmethod
     def opening_id(self, word: str) -> int:

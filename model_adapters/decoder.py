@@ -158,14 +158,20 @@ class DecoderAdapter(ModelAdapter):
 
     @torch.inference_mode()
     def likelihoods(self, context: KVContext, run: TokenRun, answers: Sequence[str]) -> list[float]:
-        first = self.logits(context, run)[-1:]
         found = []
+        first = self.logits(context, run)[-1:] if len(answers) > 1 else None
         for answer in answers:
             ids = [*self.ids("", answer), self.tokenizer.eos_token_id]
             body = torch.arange(len(ids) - 1).expand(self.info.num_position_axes, -1)
-            rest = self.logits(context.fork(), self.token_run(ids[:-1], body, len(ids) - 1))
-            scores = torch.cat([first, rest]).log_softmax(-1)
-            found.append(float(scores.gather(1, torch.tensor(ids, device=self.device)[:, None]).mean()))
+            written = self.token_run(ids[:-1], body, len(ids) - 1)
+            if first is None:
+                # Nothing else stands behind the question: both go in one forward.
+                hidden = self._forward(context, _one_after_the_other(run, written))[run.num_tokens - 1 :]
+                scores = self.model.lm_head(hidden).float()
+            else:
+                scores = torch.cat([first, self.logits(context.fork(), written)])
+            chosen = scores.log_softmax(-1).gather(1, torch.tensor(ids, device=self.device)[:, None])
+            found.append(float(chosen.mean()))
         return found
 
     def opening_id(self, word: str) -> int:
@@ -221,6 +227,16 @@ class DecoderAdapter(ModelAdapter):
         keys = context.keys[:, :, : context.num_tokens]
         logits = torch.einsum("lhgd,lhnd->lhgn", queries, keys).float() * self.info.head_dim**-0.5
         return logits.softmax(-1)[..., :size].flatten(1, 2)
+
+
+def _one_after_the_other(first: TokenRun, second: TokenRun) -> TokenRun:
+    """Two text runs as one."""
+    return TokenRun(
+        torch.cat([first.embeds, second.embeds]),
+        torch.cat([first.position_ids, second.position_ids + first.span], dim=1),
+        first.span + second.span,
+        torch.cat([first.visual_mask, second.visual_mask]),
+    )
 
 
 def _side_by_side(runs: Sequence[TokenRun], num_before: int) -> tuple[TokenRun, torch.Tensor]:

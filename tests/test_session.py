@@ -242,6 +242,11 @@ def test_choose_is_the_likeliest_of_full_forward_passes(random_adapter, stock, f
         random_adapter.append(context, [session.ingest.sink, *session.ingest.window])
         found = random_adapter.likelihoods(context, random_adapter.question_run(QUESTION), options)
         assert found == pytest.approx(means, abs=1e-3)
+        for option, mean in zip(options, means, strict=True):
+            alone = random_adapter.new_context(8)
+            random_adapter.append(alone, [session.ingest.sink, *session.ingest.window])
+            (single,) = random_adapter.likelihoods(alone, random_adapter.question_run(QUESTION), [option])
+            assert single == pytest.approx(mean, abs=1e-3), "one answer goes in one forward"
         assert choice == means.index(max(means)) and answer.text == options[choice]
         assert answer.kind == "choice" and answer.done and answer.num_context_tokens == size
         # The order in which options stand does not matter.

@@ -165,12 +165,13 @@ def test_yes_and_no_are_weighed_against_each_other(random_adapter: ModelAdapter,
     with StreamSession(random_adapter) as session:
         list(session.feed(frames[:6]))
         live = session.ingest.live
-        found = yes_probabilities(random_adapter, live, questions, ["yes", "red"], ["no"])
+        runs = [random_adapter.question_run(question) for question in questions]
+        found = yes_probabilities(random_adapter, live, runs, ["yes", "red"], ["no"])
         for question, score in zip(questions, found, strict=True):
             chances = random_adapter.logits(live.fork(), random_adapter.question_run(question))[-1].softmax(-1)
             yes, red, no = (float(chances[random_adapter.opening_id(word)]) for word in ("yes", "red", "no"))
             assert score == pytest.approx((yes + red) / (yes + red + no), rel=1e-3)
-        twice = yes_probabilities(random_adapter, live, questions, ["yes", "red", "yes"], ["no", "no"])
+        twice = yes_probabilities(random_adapter, live, runs, ["yes", "red", "yes"], ["no", "no"])
         assert twice == pytest.approx(found), "a spelling that begins alike is counted once"
 
 

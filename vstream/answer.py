@@ -101,10 +101,10 @@ class Answerer:
         started = time.perf_counter()
         run = self.adapter.question_run(question)
         with self._built(question, sink, view, run.num_tokens) as built, self.turns.answer():
+            num_tokens = built.context.num_tokens + run.num_tokens
             found = self.adapter.likelihoods(built.context, run, options)
         choice = found.index(max(found))
         seconds = time.perf_counter() - started
-        num_tokens = built.context.num_tokens
         answer = Answer(options[choice], "choice", view.asked_at_seconds, built.evidence(None), seconds, num_tokens, True)
         return answer, choice
 

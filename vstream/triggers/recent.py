@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from statistics import median
 
 import numpy as np
 
@@ -25,9 +26,10 @@ class Recent:
         """How many robust standard deviations `value` lies above the median; None while too little has been seen."""
         if len(self._values) < MIN_VALUES:
             return None
-        values = self.values
-        middle = float(np.median(values))
-        spread = MAD_TO_STD * float(np.median(np.abs(values - middle)))
+        # For a minute of numbers this is many times quicker than NumPy's median.
+        values = [value for _, value in self._values]
+        middle = median(values)
+        spread = MAD_TO_STD * median([abs(value - middle) for value in values])
         return (value - middle) / max(spread, self.floor)
 
     def add(self, at_seconds: float, value: float) -> None:

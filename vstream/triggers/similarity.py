@@ -12,7 +12,7 @@ from model_adapters.base import ChunkKV, Query
 from vstream.triggers.base import Decision, Moment, Trigger
 from vstream.triggers.recent import Recent
 
-Z_FIRE = 1.3
+Z_FIRE = 1.5
 """Low, because it only chooses what a model is then asked."""
 FLOOR = 1e-6
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import torch
 
-from model_adapters.base import KVContext, ModelAdapter
+from model_adapters.base import KVContext, ModelAdapter, TokenRun
 from vstream.triggers.base import Decision, Moment, Trigger
 
 THRESHOLD = 0.5
@@ -28,21 +28,23 @@ class YesNo(Trigger):
         no: Sequence[str] = ("no", "No"),
     ) -> None:
         self.adapter = adapter
-        self.question = question
+        self.run = adapter.question_run(question)
         self.threshold = threshold
         self.yes, self.no = yes, no
 
     def look(self, moment: Moment) -> Decision:
-        (score,) = yes_probabilities(self.adapter, moment.live, [self.question], self.yes, self.no)
+        (score,) = yes_probabilities(self.adapter, moment.live, [self.run], self.yes, self.no)
         words = f"the model says {'yes' if score >= self.threshold else 'no'} ({score:.2f})"
         return Decision(moment.at_seconds, score >= self.threshold, score, self.threshold, words)
 
 
 def yes_probabilities(
-    adapter: ModelAdapter, context: KVContext, questions: Sequence[str], yes: Sequence[str], no: Sequence[str]
+    adapter: ModelAdapter, context: KVContext, runs: Sequence[TokenRun], yes: Sequence[str], no: Sequence[str]
 ) -> list[float]:
-    """P(yes | yes or no) for each question, asked behind `context`, which stays as it is. yes, no: spellings, added up."""
-    runs = [adapter.question_run(question) for question in questions]
+    """P(yes | yes or no) for each question's run, asked behind `context`, which stays as it is.
+
+    yes, no: spellings, added up.
+    """
     found = adapter.openings(context, runs, [*yes, *no])
     # Two spellings may begin with the same token, which must then not be counted twice.
     sides = [sorted({adapter.opening_id(word): i for i, word in enumerate(words)}.values()) for words in (yes, no)]

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 
 from data.errors import WatchError
-from model_adapters.base import ModelAdapter
+from model_adapters.base import ModelAdapter, TokenRun
 from vstream.config import SessionConfig
 from vstream.prompts import Prompts
 from vstream.triggers import Moment, Poll, QueryJump, create_gate
@@ -50,6 +50,8 @@ class Watches:
         """Watches are set and taken back while the stream goes on."""
         self._states: dict[int, WatchState] = {}
         self._jumps: dict[int, QueryJump] = {}
+        self._runs: dict[int, TokenRun] = {}
+        """What the model is asked for each watch."""
         self._queries = torch.empty(0)
         """float32 [watches, layers, kv_heads, head_dim], in the order of `_jumps`."""
         self._num_set = 0
@@ -69,6 +71,7 @@ class Watches:
         self._num_set += 1
         watch = Watch(self._num_set, written.strip(), condition, rules, at_seconds)
         self._jumps[watch.number] = QueryJump(self.adapter.encode_question(_gist(condition.subject or condition.text)))
+        self._runs[watch.number] = self.adapter.question_run(self.prompts.watch.format(condition=condition.text))
         self._states[watch.number] = WatchState(watch, self.prompts)
         self._queries = torch.stack([jump.query.per_layer for jump in self._jumps.values()])
         return watch
@@ -78,7 +81,7 @@ class Watches:
         with self._lock:
             if self._states.pop(number, None) is None:
                 raise WatchError(f"there is no watch number {number}; it may have ended already")
-            del self._jumps[number]
+            del self._jumps[number], self._runs[number]
             if self._jumps:
                 self._queries = torch.stack([jump.query.per_layer for jump in self._jumps.values()])
 
@@ -125,8 +128,8 @@ class Watches:
         asked = [number for number, state in states.items() if state.wants_score()]
         scores: dict[int, float] = {}
         if asked:
-            questions = [self.prompts.watch.format(condition=states[n].watch.condition.text) for n in asked]
-            found = yes_probabilities(self.adapter, moment.live, questions, self.prompts.yes, self.prompts.no)
+            runs = [self._runs[number] for number in asked]
+            found = yes_probabilities(self.adapter, moment.live, runs, self.prompts.yes, self.prompts.no)
             scores = dict(zip(asked, found, strict=True))
         record = moment.record
         return [
