@@ -20,18 +20,21 @@ from data.sources import WorldSource
 from data.world import make_world
 from model_adapters.base import ModelAdapter
 from vstream.answer import Answer, Evidence
+from vstream.commentary import NarrationRules
 from vstream.config import SessionConfig
 from vstream.ingest import ChunkRecord, thumbnail
 from vstream.ui import tab as tab_module
 from vstream.ui.chips import MAX_CHIPS, chips_html, merged
 from vstream.ui.dialogue import Exchange, finished_turns, messages
 from vstream.ui.refresh import fresh
+from vstream.ui.speech import watches_html
 from vstream.ui.stage import Picture, Snapshot, badge_html, kept_cells_svg, notice_html, stage_html, telemetry_html
 from vstream.ui.studio import PageError, Studio, check_source
 from vstream.ui.tab import Tab
 from vstream.ui.text import clock, count, escaped, jpeg_uri, seconds_of, size, span
 from vstream.ui.timeline import MAX_BARS, bars_of, legend_html, tier_names, timeline_html
 from vstream.ui.watched import PREVIEW_SIDE, WatchedSource, preview_jpeg
+from vstream.watches import WatchRules
 
 ROOT = Path(__file__).parent.parent
 EVIL = '"><script>alert(1)</script><img src=x onerror=alert(1)>'
@@ -237,6 +240,26 @@ def test_a_new_stream_ends_the_answer_about_the_old_one(studio: Studio) -> None:
     assert not any(answer.done for answer in answers)
     starter.join(30)
     assert tab.session is not session and tab.dialogue == []
+
+
+def test_a_new_stream_keeps_the_watches_and_the_commentary(studio: Studio) -> None:
+    tab = studio.open("keeping")
+    tab.start(WorldSource(seed=7, seconds=4, speed=0))
+    session = watched(tab).session
+    assert session is not None
+    session.watch("tell me when a red circle appears", WatchRules(cooldown_seconds=7))
+    session.narrate(NarrationRules(words_per_second=4))
+    tab.start(WorldSource(seed=7, seconds=4, speed=0))
+    unasked = watched(tab).session.unasked  # type: ignore[union-attr]
+    (kept,) = unasked.watches.active
+    assert kept.condition.text == "a red circle appears" and kept.rules.cooldown_seconds == 7 and kept.set_at_seconds == 0
+    assert unasked.narration == NarrationRules(words_per_second=4)
+    assert "before: 1 watch and the commentary." in watches_html(unasked.watches.active, (), unasked.kept)
+    unasked.quiet()
+    unasked.watches.remove(kept.number)
+    tab.start(WorldSource(seed=7, seconds=4, speed=0))
+    unasked = watched(tab).session.unasked  # type: ignore[union-attr]
+    assert not unasked.watches.active and unasked.narration is None and not unasked.kept
 
 
 def test_two_tabs_never_mix(studio: Studio) -> None:

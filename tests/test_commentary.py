@@ -18,7 +18,7 @@ from vstream.commentary.guards import DuplicateGuard, WordBudget, is_silence, sh
 from vstream.config import SessionConfig
 from vstream.prompts import PRESETS
 from vstream.session import StreamSession
-from vstream.triggers import Moment
+from vstream.triggers import LiveChunk
 from vstream.turns import Turns
 
 
@@ -193,7 +193,7 @@ def test_continuous_equals_the_slow_reference(
         for record, words in zip(session.feed(frames), SCRIPT, strict=False):
             engine.words = words
             kv, run = session.ingest.newest
-            said += engine.look(Moment(record, kv, run, session.ingest.live))
+            said += engine.look(LiveChunk(record, kv, run, session.ingest.live))
             text = spoken_run(adapter, words or "silence")
             expected = slow.step(run, text, record.start_seconds, record.end_seconds)
             found = adapter.logits(engine.context.fork(), probe)

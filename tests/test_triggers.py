@@ -19,7 +19,7 @@ from vstream.triggers import (
     AnyOf,
     Decision,
     Gated,
-    Moment,
+    LiveChunk,
     Never,
     Novelty,
     Paced,
@@ -37,7 +37,7 @@ from vstream.triggers.yes_no import yes_probabilities
 NUM_CELLS = 100
 
 
-def moment(i: int, kept: int = 0, feature: Iterable[float] = (1.0, 0.0), keys: Iterable[float] = (0.0, 0.0)) -> Moment:
+def moment(i: int, kept: int = 0, feature: Iterable[float] = (1.0, 0.0), keys: Iterable[float] = (0.0, 0.0)) -> LiveChunk:
     """A moment that shows only what the triggers without a model look at."""
     keep = np.zeros((1, 10, 10), bool)
     keep.reshape(-1)[:kept] = True
@@ -45,10 +45,10 @@ def moment(i: int, kept: int = 0, feature: Iterable[float] = (1.0, 0.0), keys: I
     values = torch.tensor(list(feature)).view(1, 1, 1, 2).expand(3, 1, 4, 2)
     key = torch.tensor(list(keys)).view(1, 1, 1, 2).expand(3, 1, 4, 2)
     kv = ChunkKV(i, key, values, torch.zeros(1, 4, dtype=torch.long), 4, i, i + 1)
-    return Moment(record, kv, None, None)  # type: ignore[arg-type]
+    return LiveChunk(record, kv, None, None)  # type: ignore[arg-type]
 
 
-def fired(trigger: Trigger, moments: Iterable[Moment]) -> list[int]:
+def fired(trigger: Trigger, moments: Iterable[LiveChunk]) -> list[int]:
     return [m.record.chunk_id for m in moments if trigger.look(m).fired]
 
 
@@ -104,7 +104,7 @@ class Counting(Trigger):
     def __init__(self) -> None:
         self.seen: list[int] = []
 
-    def look(self, moment: Moment) -> Decision:
+    def look(self, moment: LiveChunk) -> Decision:
         self.seen.append(moment.record.chunk_id)
         return Decision(moment.at_seconds, True, 1.0, 0.0, "")
 
@@ -146,8 +146,8 @@ def decisions(adapter: ModelAdapter, frames: list[Frame]) -> dict[str, list[Deci
     return found
 
 
-def now_in(session: StreamSession, record: ChunkRecord) -> Moment:
-    return Moment(record, *session.ingest.newest, session.ingest.live)
+def now_in(session: StreamSession, record: ChunkRecord) -> LiveChunk:
+    return LiveChunk(record, *session.ingest.newest, session.ingest.live)
 
 
 def test_no_trigger_sees_the_future(random_adapter: ModelAdapter, frames: list[Frame]) -> None:

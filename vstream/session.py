@@ -158,7 +158,7 @@ class StreamSession(Speaking):
         with self.turns.ingest(), self._lock:
             records = [self._store(chunk) for chunk in self.chunker.flush()]
         self.unasked.speak()
-        self.unasked.quiet()
+        self.unasked.finish()
         return records
 
     def _store(self, chunk: Chunk) -> ChunkRecord:

@@ -13,7 +13,7 @@ from vstream.commentary import Commentator, NarrationRules, Utterance, create_co
 from vstream.config import SessionConfig
 from vstream.ingest import ChunkRecord, Ingest
 from vstream.prompts import prompts_for
-from vstream.triggers import Moment
+from vstream.triggers import LiveChunk
 from vstream.turns import Turns
 from vstream.watches import Watch, Watches, WatchRules
 
@@ -36,7 +36,11 @@ class Unasked:
         self.commentator: Commentator | None = None
         self.utterances: deque[Utterance] = deque(maxlen=MAX_UTTERANCES)
         self.num_utterances = 0
-        self._fresh: deque[Moment] = deque()
+        self.narration: NarrationRules | None = None
+        """The rules of the commentary that is wanted, also when the stream has ended."""
+        self.kept = ""
+        """What goes on from the stream before, in words for the page."""
+        self._fresh: deque[LiveChunk] = deque()
         self._voice = threading.Lock()
         """Held while the commentator speaks, so that it is not changed in the middle of a sentence."""
 
@@ -47,9 +51,20 @@ class Unasked:
         with self.turns.answer():
             return self.watches.add(written, rules, at_seconds)
 
+    def take_over(self, before: Unasked) -> None:
+        """Watch and comment as `before` did on another stream of the same model and settings; nothing is seen or said yet."""
+        watches = before.watches.active
+        for watch in watches:
+            self.watch(watch.written, watch.rules, 0.0)
+        parts = [f"{len(watches)} {'watch' if len(watches) == 1 else 'watches'}"] if watches else []
+        if before.narration:
+            self.narrate(before.narration)
+            parts.append("the commentary")
+        self.kept = f"Kept from the stream before: {' and '.join(parts)}." if parts else ""
+
     def look(self, record: ChunkRecord) -> None:
         """The newest chunk, in the turn in which it was stored: the watches look at it, and commentary is to."""
-        moment = Moment(record, *self.ingest.newest, self.ingest.live)
+        moment = LiveChunk(record, *self.ingest.newest, self.ingest.live)
         self.watches.look(moment)
         if commentator := self.commentator:
             # Later chunks extend what is live before this one is commented on.
@@ -67,10 +82,16 @@ class Unasked:
         """See `StreamSession.narrate`."""
         rules = rules or NarrationRules()
         made = create_commentator(self.adapter, self.config, self.prompts, rules, self.ingest.sink, self.turns)
+        self.narration = rules
         self._change_voice(made)
 
     def quiet(self) -> None:
         """Stop commenting; a sentence that was begun is still told."""
+        self.narration = None
+        self._change_voice(None)
+
+    def finish(self) -> None:
+        """The stream has ended: a sentence that was begun is told."""
         self._change_voice(None)
 
     def forget(self, start_seconds: float, end_seconds: float) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from data.errors import ConfigError
 from vstream.answer import is_text
-from vstream.triggers import Moment
+from vstream.triggers import LiveChunk
 
 ENGINES = ("prompted", "continuous")
 STYLES: dict[str, str] = {
@@ -75,10 +75,10 @@ class Commentator(ABC):
     spent_seconds: float = 0.0
     """Wall time that it has taken so far."""
     wants_live: bool = False
-    """Whether it looks at `Moment.live`, which must then be the moment's own."""
+    """Whether it looks at `LiveChunk.live`, which must then be the moment's own."""
 
     @abstractmethod
-    def look(self, moment: Moment) -> list[Utterance]:
+    def look(self, moment: LiveChunk) -> list[Utterance]:
         """Look at the newest chunk. Returns what is complete to be said now, oldest first; usually nothing."""
 
     @abstractmethod

@@ -15,7 +15,7 @@ from model_adapters.base import ChunkKV, KVContext, ModelAdapter, TokenRun
 from vstream.commentary.base import STYLES, Commentator, NarrationRules, Utterance
 from vstream.commentary.guards import DuplicateGuard, WordBudget, is_silence, shortened, without_loop
 from vstream.prompts import Prompts
-from vstream.triggers import Moment
+from vstream.triggers import LiveChunk
 from vstream.turns import Turns
 
 VISION_SECONDS = 16.0
@@ -79,7 +79,7 @@ class ContinuousCommentator(Commentator):
         """What the next step stands behind."""
         return self._context
 
-    def look(self, moment: Moment) -> list[Utterance]:
+    def look(self, moment: LiveChunk) -> list[Utterance]:
         started = time.perf_counter()
         record = moment.record
         with self.turns.answer():

@@ -13,7 +13,7 @@ from vstream.commentary.base import STYLES, Commentator, NarrationRules, Utteran
 from vstream.commentary.guards import DuplicateGuard, WordBudget, is_silence, shortened, without_loop
 from vstream.config import SessionConfig
 from vstream.prompts import Prompts
-from vstream.triggers import AnyOf, Gated, Moment, Poll, SilenceToken, Trigger, create_gate
+from vstream.triggers import AnyOf, Gated, LiveChunk, Poll, SilenceToken, Trigger, create_gate
 from vstream.turns import Turns
 
 VISION_SECONDS = 8.0
@@ -47,7 +47,7 @@ class PromptedCommentator(Commentator):
             return gate
         return Gated(gate, SilenceToken(self.adapter, self._question(()), self.prompts.silence, threshold))
 
-    def look(self, moment: Moment) -> list[Utterance]:
+    def look(self, moment: LiveChunk) -> list[Utterance]:
         started = time.perf_counter()
         try:
             self._see(moment.kv)

@@ -1,6 +1,6 @@
 """When to look closer and when to speak: small policies over one stream, each in a file of its own with its source."""
 
-from vstream.triggers.base import Always, Decision, Moment, Never, Trigger
+from vstream.triggers.base import Always, Decision, LiveChunk, Never, Trigger
 from vstream.triggers.compose import AnyOf, Gated, create_gate
 from vstream.triggers.novelty import Novelty
 from vstream.triggers.paced import Paced
@@ -16,7 +16,7 @@ __all__ = [
     "AnyOf",
     "Decision",
     "Gated",
-    "Moment",
+    "LiveChunk",
     "Never",
     "Novelty",
     "Paced",

@@ -10,7 +10,7 @@ from vstream.ingest import ChunkRecord
 
 
 @dataclass(frozen=True)
-class Moment:
+class LiveChunk:
     """A chunk while it is the newest. There is no way from here to anything later.
 
     live: the KV context of the stream up to and including the chunk; fork it, never extend it. It is this moment's only until
@@ -43,19 +43,19 @@ class Trigger(ABC):
     """Looks at every chunk of one stream, in order, and decides from what came up to it. Holds that stream's state."""
 
     @abstractmethod
-    def look(self, moment: Moment) -> Decision:
+    def look(self, moment: LiveChunk) -> Decision:
         """Decide on the newest chunk. Called once for each."""
 
 
 class Always(Trigger):
     """Fires at every chunk: the spec of a gate that misses nothing."""
 
-    def look(self, moment: Moment) -> Decision:
+    def look(self, moment: LiveChunk) -> Decision:
         return Decision(moment.at_seconds, True, 1.0, 0.0, "every chunk is looked at")
 
 
 class Never(Trigger):
     """Fires at none: the baseline that costs nothing."""
 
-    def look(self, moment: Moment) -> Decision:
+    def look(self, moment: LiveChunk) -> Decision:
         return Decision(moment.at_seconds, False, 0.0, 1.0, "nothing is looked at")

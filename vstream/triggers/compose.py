@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from vstream.config import SessionConfig
-from vstream.triggers.base import Decision, Moment, Trigger
+from vstream.triggers.base import Decision, LiveChunk, Trigger
 from vstream.triggers.novelty import Novelty
 from vstream.triggers.paced import Paced
 from vstream.triggers.scene_tiling import SceneTiling
@@ -22,7 +22,7 @@ class AnyOf(Trigger):
             raise ValueError("there is no trigger to choose from; give at least one")
         self.triggers = tuple(triggers)
 
-    def look(self, moment: Moment) -> Decision:
+    def look(self, moment: LiveChunk) -> Decision:
         decisions = [trigger.look(moment) for trigger in self.triggers]
         return next((decision for decision in decisions if decision.fired), decisions[0])
 
@@ -34,7 +34,7 @@ class Gated(Trigger):
         self.gate = gate
         self.check = check
 
-    def look(self, moment: Moment) -> Decision:
+    def look(self, moment: LiveChunk) -> Decision:
         gate = self.gate.look(moment)
         return self.check.look(moment) if gate.fired else gate
 

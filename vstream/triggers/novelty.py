@@ -7,7 +7,7 @@ stream of which nothing is dropped: stand a poll beside it.
 
 from __future__ import annotations
 
-from vstream.triggers.base import Decision, Moment, Trigger
+from vstream.triggers.base import Decision, LiveChunk, Trigger
 from vstream.triggers.recent import Recent
 
 Z_FIRE = 3.5
@@ -30,7 +30,7 @@ class Novelty(Trigger):
         self._armed = True
         self._num_looks = 0
 
-    def look(self, moment: Moment) -> Decision:
+    def look(self, moment: LiveChunk) -> Decision:
         novelty = 1 - moment.record.drop_ratio
         scheduled = self._num_looks % self.key_every == 0
         self._num_looks += 1

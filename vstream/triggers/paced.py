@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import replace
 
-from vstream.triggers.base import Decision, Moment, Trigger
+from vstream.triggers.base import Decision, LiveChunk, Trigger
 
 MINUTE_SECONDS = 60.0
 
@@ -19,7 +19,7 @@ class Paced(Trigger):
         self.per_minute = per_minute
         self._fired: deque[float] = deque()
 
-    def look(self, moment: Moment) -> Decision:
+    def look(self, moment: LiveChunk) -> Decision:
         decision = self.inner.look(moment)
         at = moment.at_seconds
         while self._fired and self._fired[0] <= at - max(MINUTE_SECONDS, self.cooldown_seconds):

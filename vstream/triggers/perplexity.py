@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 
 from model_adapters.base import ModelAdapter
-from vstream.triggers.base import Decision, Moment, Trigger
+from vstream.triggers.base import Decision, LiveChunk, Trigger
 
 ALPHA = 1.03
 
@@ -28,7 +28,7 @@ class Perplexity(Trigger):
         """`caption` was just said. Its perplexity at the next moment is what later ones are compared with."""
         self._caption, self._reference = caption, None
 
-    def look(self, moment: Moment) -> Decision:
+    def look(self, moment: LiveChunk) -> Decision:
         at = moment.at_seconds
         if self._caption is None:
             return Decision(at, True, math.inf, self.alpha, "nothing has been said yet")

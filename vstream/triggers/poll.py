@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vstream.triggers.base import Decision, Moment, Trigger
+from vstream.triggers.base import Decision, LiveChunk, Trigger
 
 
 class Poll(Trigger):
@@ -12,7 +12,7 @@ class Poll(Trigger):
         self.every_seconds = every_seconds
         self._last: float | None = None
 
-    def look(self, moment: Moment) -> Decision:
+    def look(self, moment: LiveChunk) -> Decision:
         end = moment.record.end_seconds
         waited = self.every_seconds if self._last is None else end - self._last
         fired = waited >= self.every_seconds - 1e-6

@@ -12,7 +12,7 @@ from collections import deque
 import torch
 import torch.nn.functional as F
 
-from vstream.triggers.base import Decision, Moment, Trigger
+from vstream.triggers.base import Decision, LiveChunk, Trigger
 from vstream.triggers.recent import MIN_VALUES, Recent
 
 DEVIATIONS = 0.5
@@ -34,7 +34,7 @@ class SceneTiling(Trigger):
         self._left: deque[float] = deque(maxlen=LEFT)
         self._recent = Recent(0.0)
 
-    def look(self, moment: Moment) -> Decision:
+    def look(self, moment: LiveChunk) -> Decision:
         at = moment.at_seconds
         feature = chunk_feature(moment)
         before, self._before = self._before, feature
@@ -56,7 +56,7 @@ class SceneTiling(Trigger):
         return float(min(max(depths.mean() + self.deviations * depths.std(), LEAST_DEPTH), ENOUGH_DEPTH))
 
 
-def chunk_feature(moment: Moment) -> torch.Tensor:
+def chunk_feature(moment: LiveChunk) -> torch.Tensor:
     """float32 [kv_heads * head_dim]: what the chunk's last token holds, two thirds up the layers."""
     values = moment.kv.values
     return values[2 * values.shape[0] // 3, :, -1].flatten().float()

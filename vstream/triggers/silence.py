@@ -7,7 +7,7 @@ VideoLLM-online (arXiv 2406.11816) speaks unless P(interval token) reaches 0.725
 from __future__ import annotations
 
 from model_adapters.base import ModelAdapter
-from vstream.triggers.base import Decision, Moment, Trigger
+from vstream.triggers.base import Decision, LiveChunk, Trigger
 
 THRESHOLD = 0.725
 
@@ -21,7 +21,7 @@ class SilenceToken(Trigger):
         self.word = word
         self.threshold = threshold
 
-    def look(self, moment: Moment) -> Decision:
+    def look(self, moment: LiveChunk) -> Decision:
         run = self.adapter.question_run(self.question)
         silence = float(self.adapter.openings(moment.live, [run], [self.word]).exp())
         fired = silence < self.threshold

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 
 from model_adapters.base import ChunkKV, Query
-from vstream.triggers.base import Decision, Moment, Trigger
+from vstream.triggers.base import Decision, LiveChunk, Trigger
 from vstream.triggers.recent import Recent
 
 Z_FIRE = 1.5
@@ -25,7 +25,7 @@ class QueryJump(Trigger):
         self.z = z
         self._recent = Recent(FLOOR)
 
-    def look(self, moment: Moment) -> Decision:
+    def look(self, moment: LiveChunk) -> Decision:
         (similarity,) = similarities(self.query.per_layer[None], moment.kv)
         decision = self.decide(moment.at_seconds, similarity)
         self.remember(moment.at_seconds, similarity)

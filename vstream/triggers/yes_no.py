@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 
 from model_adapters.base import KVContext, ModelAdapter, TokenRun
-from vstream.triggers.base import Decision, Moment, Trigger
+from vstream.triggers.base import Decision, LiveChunk, Trigger
 
 THRESHOLD = 0.5
 
@@ -32,7 +32,7 @@ class YesNo(Trigger):
         self.threshold = threshold
         self.yes, self.no = yes, no
 
-    def look(self, moment: Moment) -> Decision:
+    def look(self, moment: LiveChunk) -> Decision:
         (score,) = yes_probabilities(self.adapter, moment.live, [self.run], self.yes, self.no)
         words = f"the model says {'yes' if score >= self.threshold else 'no'} ({score:.2f})"
         return Decision(moment.at_seconds, score >= self.threshold, score, self.threshold, words)

@@ -34,14 +34,16 @@ def unasked_events(session: StreamSession | None) -> dict[str, set[int]]:
     }
 
 
-def watches_html(active: Sequence[Watch], alerts: Sequence[Alert]) -> str:
-    """The watches that are set, and their alerts, the newest first; an alert's button shows its moment."""
+def watches_html(active: Sequence[Watch], alerts: Sequence[Alert], note: str = "") -> str:
+    """The watches that are set, and their alerts, the newest first; an alert's button shows its moment. note: stands above."""
+    above = f'<p class="vs-note">{escaped(note)}</p>' if note else ""
     if not active and not alerts:
-        return '<div class="vs-watches"><p class="vs-empty">No watch is set. Say what to wait for, and press Watch.</p></div>'
+        empty = '<p class="vs-empty">No watch is set. Say what to wait for, and press Watch.</p>'
+        return f'<div class="vs-watches">{above}{empty}</div>'
     rules = "".join(f"<li><b>{watch.number}</b> {escaped(watch.condition.text)} {_rules_html(watch)}</li>" for watch in active)
     hits = "".join(_alert_html(alert) for alert in list(alerts)[: -MAX_SHOWN - 1 : -1])
     none = "" if hits else '<p class="vs-empty">No alert yet.</p>'
-    return f'<div class="vs-watches"><ul class="vs-list">{rules}</ul>{none}<div class="vs-chip-row">{hits}</div></div>'
+    return f'<div class="vs-watches">{above}<ul class="vs-list">{rules}</ul>{none}<div class="vs-chip-row">{hits}</div></div>'
 
 
 def _rules_html(watch: Watch) -> str:

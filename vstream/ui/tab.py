@@ -82,10 +82,13 @@ class Tab:
             if self.closed:
                 source.close()
                 raise SourceError("this page was closed; reload it")
+            before = self.session
             self._end_stream()
             try:
                 memory = self.new_memory(source.info.label) if self.new_memory else None
                 self.session = StreamSession(self.adapter, self.config, turns=self.turns, memory=memory)
+                if before is not None:
+                    self.session.unasked.take_over(before.unasked)
             except VStreamError:
                 source.close()
                 raise

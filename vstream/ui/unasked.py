@@ -161,4 +161,4 @@ def _watching(tab: Tab) -> tuple[str, str]:
         return watches_html((), ()), log_html(())
     watches = session.unasked.watches
     # Copied first: the feeding thread adds to both.
-    return watches_html(watches.active, list(watches.alerts)), log_html(list(watches.log)[-2000:])
+    return watches_html(watches.active, list(watches.alerts), session.unasked.kept), log_html(list(watches.log)[-2000:])

@@ -14,7 +14,7 @@ from data.errors import WatchError
 from model_adapters.base import ModelAdapter, TokenRun
 from vstream.config import SessionConfig
 from vstream.prompts import Prompts
-from vstream.triggers import Moment, Poll, QueryJump, create_gate
+from vstream.triggers import LiveChunk, Poll, QueryJump, create_gate
 from vstream.triggers.similarity import similarities
 from vstream.triggers.yes_no import yes_probabilities
 from vstream.watches.base import Alert, Findings, Watch, WatchDecision, WatchRules
@@ -99,7 +99,7 @@ class Watches:
         """The watches that may still fire, in the order in which they were set."""
         return [state.watch for state in list(self._states.values())]
 
-    def look(self, moment: Moment) -> list[Alert]:
+    def look(self, moment: LiveChunk) -> list[Alert]:
         """Decide on the newest chunk for every watch. Returns the alerts; leaves nothing in the stream's own context."""
         with self._lock:
             alerts = self._look(moment) if self._states else []
@@ -108,7 +108,7 @@ class Watches:
                 self.on_alert(alert)
         return alerts
 
-    def _look(self, moment: Moment) -> list[Alert]:
+    def _look(self, moment: LiveChunk) -> list[Alert]:
         started = time.perf_counter()
         decisions = [self._states[found.watch].decide(found) for found in self._find(moment)]
         alerts = [self._alert(decision, moment) for decision in decisions if decision.verdict == "fired"]
@@ -121,7 +121,7 @@ class Watches:
         self.spent_seconds += time.perf_counter() - started
         return alerts
 
-    def _find(self, moment: Moment) -> list[Findings]:
+    def _find(self, moment: LiveChunk) -> list[Findings]:
         """What there is to know of every watch; the model is asked once for all that are due."""
         gates = self._gates(moment)
         states = {number: state for number, state in self._states.items() if gates[number][0]}
@@ -147,7 +147,7 @@ class Watches:
             for number, (looked, words) in gates.items()
         ]
 
-    def _gates(self, moment: Moment) -> dict[int, tuple[bool, str]]:
+    def _gates(self, moment: LiveChunk) -> dict[int, tuple[bool, str]]:
         """For every watch: whether the model is to be asked, and why."""
         gate, poll = self._gate.look(moment), self._poll.look(moment)
         gates, at = {}, moment.at_seconds
@@ -165,7 +165,7 @@ class Watches:
             trigger.remember(at, similarity)
         return gates
 
-    def _confirmation(self, number: int, score: float | None, moment: Moment) -> float | None:
+    def _confirmation(self, number: int, score: float | None, moment: LiveChunk) -> float | None:
         """How likely the confirming answer is, per token; None where it is not wanted."""
         state = self._states[number]
         if not state.wants_confirmation(score):
@@ -175,7 +175,7 @@ class Watches:
         (likelihood,) = self.adapter.likelihoods(moment.live.fork(), run, [answer])
         return math.exp(likelihood)
 
-    def _alert(self, decision: WatchDecision, moment: Moment) -> Alert:
+    def _alert(self, decision: WatchDecision, moment: LiveChunk) -> Alert:
         state = self._states[decision.findings.watch]
         return Alert(
             watch=state.watch.written,

@@ -1,0 +1,108 @@
+"""The page in a real Chromium: commentary, two watches and a question at the same time, checked against the schedule."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from test_app_browser import Page, browser  # noqa: F401  # a fixture
+
+from data.questions import comment_at
+from data.sources import FileSource
+from data.sources.record import write_world
+from data.world import make_world
+from model_adapters.registry import load_adapter
+from vstream.config import SessionConfig
+from vstream.ui.studio import Studio
+
+pytestmark = [pytest.mark.slow, pytest.mark.browser]
+
+SEED, SECONDS = 12, 600
+
+
+@pytest.fixture(scope="module")
+def studio() -> Studio:
+    config = SessionConfig(max_new_tokens=12)
+    return Studio(load_adapter("embedded"), config, start_source=f"world:?seed={SEED}&seconds={SECONDS}&speed=1")
+
+
+@pytest.fixture(scope="module")
+def address(browser: Any, studio: Studio) -> Iterator[str]:
+    from vstream.ui.serve import serving
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with serving(studio, port=port) as url:
+        yield url
+
+
+def test_commentary_two_watches_and_a_question_at_once(browser: Any, address: str, studio: Studio) -> None:
+    page = Page(browser, address)
+    world = make_world(SEED, SECONDS)
+    (tab,) = studio._tabs.values()
+    assert tab.session is not None
+    page.tab("Commentary")
+    page.page.click("#narrate")
+    page.tab("Watches")
+    coming = [stay for stay in world.stays if stay.start_seconds > tab.session.now_seconds + 12]
+    for stay in coming[:2]:
+        page.page.fill("#watch-words input, #watch-words textarea", f"tell me when a {stay.name} appears")
+        page.page.click("#watch")
+        page.wait_text("#watching", f"a {stay.name} appears")
+    page.page.click("#watch")
+    page.wait_text("#watch-notice", "the watch is empty")
+    page.wait("#stage .vs-said", 60)
+    page.tab("Chat")
+    page.ask("what is on screen now ?")
+    colours = "red|green|blue|yellow|white|purple|orange|cyan"
+    seen = f"() => /nothing|a ({colours}) \\w+/.test(document.querySelector('#chat').innerText)"
+    page.page.wait_for_function(seen, timeout=60_000)
+    page.tab("Watches")
+    page.wait(f'#watching [data-chunk="{coming[1].start_seconds}"]', 90)
+    page.wait_text("#watch-log", "the model says yes")
+    page.shoot("watches")
+    assert {a.text for a in tab.session.unasked.watches.alerts} == {f"a {stay.name} appears" for stay in coming[:2]}
+    page.page.click(f'#watching [data-chunk="{coming[1].start_seconds}"]')
+    page.wait("#stage .vs-state-moment")
+    page.tab("Commentary")
+    page.shoot("commentary")
+    said = {int(u.start_seconds): u.text for u in list(tab.session.unasked.utterances)}
+    # The first look has nothing before it that it could compare with.
+    truth = {t: comment_at(world, t) for t in range(min(said) + 1, max(said) + 1) if comment_at(world, t)}
+    right = sum(said.get(t) == words for t, words in truth.items())
+    assert len(truth) >= 4 and right >= 0.9 * len(truth)
+    assert page.page.locator("#timeline .vs-dot.vs-comment").count() >= 4
+    page.page.click("#export")
+    page.wait("#captions a[href]")
+    assert page.overflow <= 0
+    page.close()
+
+
+def test_a_recorded_file_plays_with_its_comments(browser: Any, address: str, studio: Studio, tmp_path: Any) -> None:
+    page = Page(browser, address)
+    path = write_world(make_world(SEED, 8), tmp_path / "short.mp4")
+    assert FileSource(str(path)).info.duration_seconds
+    page.tab("File")
+    page.page.set_input_files("#player input[type=file]", str(path))
+    page.wait("#stage .vs-state-live, #stage .vs-state-ended", 60)
+    page.tab("Commentary")
+    page.page.click("#narrate")
+    page.page.wait_for_timeout(1000)
+    page.tab("File")
+    page.page.click("#start-file")
+    page.tab("Watches")
+    page.wait_text("#watching", "Kept from the stream before: the commentary.")
+    page.tab("Commentary")
+    page.page.wait_for_function("() => /appears|leaves/.test(document.querySelector('#said').innerText)", timeout=60_000)
+    page.page.click("#export")
+    page.wait("#captions a[href]")
+    page.tab("File")
+    page.page.wait_for_selector("#player track[src]", timeout=30_000, state="attached")
+    address_of = page.page.eval_on_selector("#player track[src]", "track => track.src")
+    text = page.page.evaluate("url => fetch(url).then(reply => reply.text())", address_of)
+    assert text.startswith("WEBVTT") and json.dumps(text).count("-->") >= 1
+    page.close()
