@@ -18,8 +18,8 @@ import numpy as np
 import torch
 
 from data.questions import WorldQuestion, questions_about
-from data.world import World, make_world
-from eval.needle import delivered
+from data.world import make_world
+from eval.needle import delivered, moments_of
 from eval.report import hardware_words, table, write_json
 from eval.scoring import exact, median, rate
 from memory import DiskStore, MemoryBank, RamStore
@@ -88,13 +88,6 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     print_result(result, config)
     write_json(args.json, "codecs", result)
     return result
-
-
-def moments_of(world: World, num: int) -> list[float]:
-    """The times at which questions are asked, the end of the stream last: those of the needle benchmark."""
-    last = world.seconds - 1
-    times = sorted({int(t) for t in np.linspace(max(4, world.seconds // num), last, num)})
-    return [*(t + 0.1 for t in times[:-1]), last + 0.5]
 
 
 def one_stream(session: StreamSession, tallies: dict[str, Tally], args: argparse.Namespace, seed: int, folder: Path) -> int:

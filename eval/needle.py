@@ -85,6 +85,14 @@ def delivered(world: World, codec: str, fps: int, folder: Path, sample_fps: floa
     return FileSource(str(path)).frames(sample_fps)
 
 
+def moments_of(world: World, num: int) -> list[float]:
+    """The times at which questions are asked, the end of the stream last."""
+    last = world.seconds - 1
+    times = sorted({int(t) for t in np.linspace(max(4, world.seconds // num), last, num)})
+    # Not on the second itself: in a stream of variable rate, the frame that shows a change comes a little after it.
+    return [*(t + 0.1 for t in times[:-1]), last + 0.5]
+
+
 def ask_along(
     session: StreamSession, world: World, frames: Iterator[Frame], moments: int, seed: int, only_ours: bool
 ) -> Iterator[Record]:
@@ -93,10 +101,7 @@ def ask_along(
     arms = make_arms()[: 1 if only_ours else None]
     reel = Reel(session, frames)
     known: set[int] = set()
-    last = world.seconds - 1
-    times = sorted({int(t) for t in np.linspace(max(4, world.seconds // moments), last, moments)})
-    # Not on the second itself: in a stream of variable rate, the frame that shows a change comes a little after it.
-    for at in [*(t + 0.1 for t in times[:-1]), last + 0.5]:
+    for at in moments_of(world, moments):
         reel.watch_until(at)
         ids = set(session.bank.chunk_ids())
         remember(arms, session.bank.get(sorted(ids - known)), known - ids)
