@@ -1,8 +1,8 @@
 """Killing the writer: what SIGKILL at any moment leaves of a stored memory, compared with what was written.
 
-A child process ingests chunks made from a seed and is killed: at every marked point of commit, merge and forgetting in turn,
-and at random moments. After each kill the folder is opened again and everything in it is compared with the seed: chunks bit
-by bit, records, what the writer had acknowledged, what was forgotten, the files, and the hits of a retriever over it with
+A child process ingests chunks made from a seed and is killed: at every marked point of commit, thinning, merge and forgetting,
+in turn and at random moments. After each kill the folder is opened again and everything in it is compared with the seed: chunks
+bit by bit, records, what the writer had acknowledged, what was forgotten, the files, and the hits of a retriever over it with
 those of one over an uninterrupted run. A share of the kills hits a whole session over the synthetic world instead, whose
 answers are compared with those of a session that was never killed.
 """
@@ -28,7 +28,7 @@ from typing import Any, NoReturn
 
 import torch
 
-from eval.crash_check import Acknowledged, check_folder, check_session
+from eval.crash_check import THINNING, Acknowledged, check_folder, check_session
 from eval.random_memory import model_info, random_chunk, random_identity, random_record
 from eval.report import table, write_json
 from memory import DurableBank, open_memory
@@ -41,18 +41,23 @@ from vstream.session import StreamSession
 INFO = model_info()
 SEGMENT_BYTES = 8_000
 """So small that merges come often."""
+DISK_BYTES = 80_000
+"""So little that old chunks are thinned, and some go."""
 NUM_CHUNKS = 12
 """A child puts so many chunks, and forgets a span in between."""
 KILLS_PER_FOLDER = 12
+MAX_MISSED = 4
+"""After so many children that were not killed, a folder is too full or too empty for a point to be reached."""
 POINTS = (
     *("vectors.half", "vectors.written", "vectors.synced"),
     *("segment.begun", "segment.half", "segment.written", "segment.synced", "segment.renamed", "segment.durable"),
     *("rows.begun", "rows.written", "rows.committed"),
+    "thin.written",
     *("rewrite.begun", "rewrite.written", "rewrite.committed", "unwanted.deleting"),
     *("vectors.begun", "vectors.renamed", "forget.compacting"),
     *("manifest.made", "manifest.renamed"),
 )
-"""The marked points of making a memory, committing, merging and forgetting."""
+"""The marked points of making a memory, committing, thinning, merging and forgetting."""
 
 
 @dataclass
@@ -62,6 +67,8 @@ class Tally:
     kills: Counter[str] = field(default_factory=Counter)
     num_chunks_checked: int = 0
     num_torn_tails: int = 0
+    num_thinned: int = 0
+    num_gone: int = 0
     num_finished_forgettings: int = 0
     failures: list[str] = field(default_factory=list)
 
@@ -89,6 +96,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "kills": dict(tally.kills),
         "num_chunks_checked": tally.num_chunks_checked,
         "num_torn_tails": tally.num_torn_tails,
+        "num_thinned": tally.num_thinned,
+        "num_gone": tally.num_gone,
         "num_finished_forgettings": tally.num_finished_forgettings,
         "num_failures": len(tally.failures),
         "failures": tally.failures,
@@ -110,6 +119,7 @@ def kill_banks(place: Path, num_kills: int, seed: int) -> Tally:
     """Kill a child that puts random chunks straight into a bank."""
     tally, rng, longest = Tally(), random.Random(seed), 0.05
     folder, known, num_folders = place / "0", Acknowledged(), 1
+    num_missed = 0
     with Progress("killing", num_kills, "kills") as progress:
         while (done := tally.kills.total()) < num_kills:
             # Half of the kills go through the points in turn, the other half come at any moment.
@@ -126,7 +136,10 @@ def kill_banks(place: Path, num_kills: int, seed: int) -> Tally:
             tally.kills[point or "any moment"] += killed
             progress.update(tally.kills.total())
             # A folder of its own for the next ones, also where a point is reached in a new folder only.
-            if (killed and (done + 1) % KILLS_PER_FOLDER == 0) or (point and not killed):
+            num_missed = 0 if killed else num_missed + 1
+            only_new = point is not None and point.startswith("manifest") and not killed
+            if (killed and (done + 1) % KILLS_PER_FOLDER == 0) or only_new or num_missed == MAX_MISSED:
+                num_missed = 0
                 shutil.rmtree(folder, ignore_errors=True)
                 folder, known, num_folders = place / str(num_folders), Acknowledged(), num_folders + 1
     return tally
@@ -134,7 +147,15 @@ def kill_banks(place: Path, num_kills: int, seed: int) -> Tally:
 
 def _ingest(folder: Path, seed: int, first_id: int, fault: Fault, share: float, acks: int) -> None:
     """In the child: put chunks, forget a span half-way, tell through the pipe `acks` what is done."""
-    memory = open_memory(folder, random_identity(INFO), write=True, segment_bytes=SEGMENT_BYTES, fault=fault)
+    memory = open_memory(
+        folder,
+        random_identity(INFO),
+        write=True,
+        disk_bytes=DISK_BYTES,
+        segment_bytes=SEGMENT_BYTES,
+        thinning=THINNING,
+        fault=fault,
+    )
     bank = DurableBank(memory, "cpu", 0, 4_000)
     assert bank.writer is not None
     for i in range(first_id, first_id + NUM_CHUNKS):

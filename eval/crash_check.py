@@ -8,12 +8,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data.frames import Frame
-from eval.random_memory import random_chunk, random_identity, random_query, random_record, same_chunk, same_record
+from eval.random_memory import (
+    CHUNK_SECONDS,
+    random_chunk,
+    random_identity,
+    random_query,
+    random_record,
+    same_chunk,
+    same_record,
+)
 from memory import DurableBank, open_memory
 from memory.opening import is_memory
 from memory.stored import StoredMemory
 from memory.stored_records import StoredRecords
-from model_adapters.base import ModelAdapter, ModelInfo
+from memory.thinning import Distinct, Thinning
+from model_adapters.base import ChunkKV, ModelAdapter, ModelInfo
 from retrieval.key_similarity import KeySimilarity
 from retrieval.restored import Restored
 from vstream.session import StreamSession
@@ -23,6 +32,7 @@ if TYPE_CHECKING:
 
 QUESTION = "when did the red circle appear ?"
 NUM_QUERIES = 2
+THINNING = Thinning(Distinct())
 
 
 @dataclass
@@ -71,26 +81,40 @@ def _wrong_chunks(memory: StoredMemory, info: ModelInfo, seed: int, known: Ackno
     for chunk_id in sorted(ids):
         chunk = random_chunk(info, seed, chunk_id)
         tally.num_chunks_checked += 1
-        if not same_chunk(memory.get(chunk_id), chunk):
-            wrong.append(f"chunk {chunk_id} is not as it was written")
+        step = memory.manifest.step(chunk_id)
+        tally.num_thinned += step > 0
+        if not same_chunk(memory.get(chunk_id), thinned(chunk, step)):
+            wrong.append(f"chunk {chunk_id} is not as it was written and thinned {step} times")
         if not same_record(records.get(chunk_id), random_record(seed, chunk)):
             wrong.append(f"the record of chunk {chunk_id} is not as it was written")
     if ids & known.forgotten:
         wrong.append(f"forgotten chunks are back: {sorted(ids & known.forgotten)}")
-    half = known.forgetting & set(range(known.committed)) - known.forgotten
+    dropped = [gap for gap in memory.manifest.gaps() if gap.reason == "dropped"]
+    spans = {i: i * CHUNK_SECONDS for i in range(max(ids, default=-1))}
+    gone = {i for i, at in spans.items() if any(gap.start_seconds <= at < gap.end_seconds for gap in dropped)} - ids
+    tally.num_gone += len(gone)
+    half = (known.forgetting & set(range(known.committed))) - known.forgotten - gone
     if half & ids:
         known.forgetting = set()
         if half - ids:
             wrong.append(f"a span was forgotten by half: {sorted(half & ids)} are there, {sorted(half - ids)} are not")
     # What was being forgotten and is not there any more has been forgotten.
-    known.forgotten |= known.forgetting - ids
+    known.forgotten |= known.forgetting - ids - gone
     known.forgetting = set()
     known.next_id = max(known.committed, max(ids, default=-1) + 1)
-    missing = set(range(known.next_id)) - ids - known.forgotten
+    missing = set(range(known.next_id)) - ids - known.forgotten - gone
     if missing:
         wrong.append(f"committed chunks are missing: {sorted(missing)}")
     known.committed = known.next_id
     return wrong
+
+
+def thinned(chunk: ChunkKV, step: int) -> ChunkKV:
+    """A chunk as it is after so many steps, had nobody been killed."""
+    num_tokens = chunk.num_tokens
+    for number in range(1, step + 1):
+        chunk = THINNING.thin(chunk, number, num_tokens)
+    return chunk
 
 
 def _wrong_files(memory: StoredMemory) -> list[str]:
@@ -111,7 +135,7 @@ def _wrong_hits(memory: StoredMemory, info: ModelInfo, seed: int) -> list[str]:
     ids = memory.manifest.ids()
     uninterrupted = KeySimilarity()
     for chunk_id in ids:
-        uninterrupted.add(random_chunk(info, seed, chunk_id))
+        uninterrupted.add(thinned(random_chunk(info, seed, chunk_id), memory.manifest.step(chunk_id)))
     restored = Restored(KeySimilarity(), memory.summaries, until_chunk_id=10**9)
     queries = [random_query(info, seed + number) for number in range(NUM_QUERIES)]
     alike = all(restored.search(query, 5, 1e9) == uninterrupted.search(query, 5, 1e9) for query in queries)

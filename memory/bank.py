@@ -146,6 +146,10 @@ class MemoryBank(Bank):
             entry = self._tiers.entries.get(chunk_id)
             return 0 if entry is None else entry.step
 
+    def steps(self) -> dict[int, int]:
+        with self._lock:
+            return {chunk_id: entry.step for chunk_id, entry in self._tiers.entries.items() if entry.step}
+
     def tier(self, chunk_id: int) -> str | None:
         with self._lock:
             entry = self._tiers.entries.get(chunk_id)

@@ -143,7 +143,11 @@ class Bank(ABC):
 
     def step(self, chunk_id: int) -> int:
         """How often a stored chunk has been thinned: 0 for a whole one, and for one that is not there."""
-        return 0
+        return self.steps().get(chunk_id, 0)
+
+    def steps(self) -> dict[int, int]:
+        """How often chunks have been thinned, by their ids; whole ones are left out."""
+        return {}
 
     @abstractmethod
     def get(self, chunk_ids: Sequence[int]) -> list[ChunkKV]:

@@ -81,6 +81,21 @@ class DurableBank(MemoryBank):
                         self._promote_unless_pinned(*read, chunk_ids)
             super().prefetch([i for i in chunk_ids if i not in away])
 
+    def take_thinned(self) -> list[ChunkKV]:
+        with self._lock:
+            left = {chunk.chunk_id: chunk for chunk in (self.writer.take_thinned() if self.writer else [])}
+            for chunk_id in left:
+                # A cache must not remember more than the disk does: the answer would depend on what was asked before.
+                if chunk_id in self._tiers.entries and chunk_id not in self._pins:
+                    self._tiers.forget(chunk_id)
+            return [chunk for chunk in left.values() if self.tier(chunk.chunk_id)]
+
+    def step(self, chunk_id: int) -> int:
+        return self.memory.manifest.step(chunk_id)
+
+    def steps(self) -> dict[int, int]:
+        return self.memory.manifest.steps()
+
     def tier(self, chunk_id: int) -> str | None:
         with self._lock:
             if chunk_id in self._tiers.entries:
@@ -135,6 +150,7 @@ class DurableBank(MemoryBank):
             num_read = self._counts["num_read_disk"]
         writer = self.writer.stats() if self.writer else None
         found["num_chunks"] = self.memory.manifest.num_with_kv + (len(self.writer.pending_records()) if self.writer else 0)
+        found["num_thinned"] = len(self.steps())
         return {**found, "num_read_disk": num_read, "writer": writer, "notices": list(self.memory.notices)}
 
     def check_integrity(self) -> None:

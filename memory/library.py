@@ -6,6 +6,7 @@ import base64
 import json
 import os
 import shutil
+from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TextIO
@@ -40,6 +41,8 @@ class Description:
     last_stored_unix: float
     num_bytes: int
     num_segments: int
+    num_thinned: dict[int, int]
+    """How many chunks have been thinned so many times."""
     gaps: list[Gap]
     sittings: list[Sitting]
 
@@ -91,6 +94,7 @@ def describe(folder: Path) -> Description:
             totals["last"],
             memory.num_bytes,
             memory.num_segments,
+            dict(sorted(Counter(manifest.steps().values()).items())),
             manifest.gaps(),
             manifest.sittings(),
         )

@@ -97,7 +97,7 @@ class Manifest(Database):
     def set_meta(self, db: sqlite3.Connection, name: str, value: object) -> None:
         db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?, ?)", (name, str(value), _crc32(name, str(value))))
 
-    def add_segment(self, db: sqlite3.Connection, segment: int, num_bytes: int, merged: bool) -> None:
+    def add_segment(self, db: sqlite3.Connection, segment: int, num_bytes: int, merged: int) -> None:
         db.execute("INSERT INTO segments VALUES (?, ?, ?)", (segment, num_bytes, merged))
         self.set_meta(db, "next_segment", segment + 1)
 
@@ -204,14 +204,24 @@ class Manifest(Database):
     def sittings(self) -> list[Sitting]:
         return [Sitting(*row) for row in self.query("SELECT * FROM sittings ORDER BY start_seconds")]
 
-    def segments(self) -> dict[int, tuple[int, bool]]:
-        """(num_bytes, merged) of every segment by its number."""
-        return {number: (num, bool(merged)) for number, num, merged in self.query("SELECT * FROM segments ORDER BY segment")}
+    def segments(self) -> dict[int, tuple[int, int]]:
+        """(num_bytes, merged) of every segment by its number. merged: 0 as committed, else 1 + how often its chunks were
+        thinned."""
+        return {number: (num, int(merged)) for number, num, merged in self.query("SELECT * FROM segments ORDER BY segment")}
 
-    def oldest_segment(self) -> int | None:
-        """The segment of the oldest chunk whose KV is stored."""
-        found = self.query("SELECT segment FROM chunks WHERE segment NOT NULL ORDER BY chunk_id LIMIT 1")
-        return found[0][0] if found else None
+    def segments_by_age(self) -> list[int]:
+        """The segments that hold chunks, that of the oldest chunk first."""
+        found = self.query("SELECT segment FROM chunks WHERE segment NOT NULL GROUP BY segment ORDER BY min(chunk_id)")
+        return [row[0] for row in found]
+
+    def step(self, chunk_id: int) -> int:
+        """How often one chunk was thinned."""
+        found = self.query("SELECT merged - 1 FROM chunks JOIN segments USING (segment) WHERE chunk_id = ?", (int(chunk_id),))
+        return max(0, found[0][0]) if found else 0
+
+    def steps(self) -> dict[int, int]:
+        """How often a chunk was thinned, by its id; whole ones are left out."""
+        return dict(self.query("SELECT chunk_id, merged - 1 FROM chunks JOIN segments USING (segment) WHERE merged > 1"))
 
     def segments_of(self, chunk_ids: Collection[int]) -> list[int]:
         """The segments that hold these chunks."""

@@ -14,6 +14,7 @@ from memory.manifest import MANIFEST, Manifest
 from memory.migrations import MIGRATIONS, Migration
 from memory.segment_file import segment_path
 from memory.stored import SEGMENT_BYTES, StoredMemory
+from memory.thinning import Thinning
 from memory.upkeep import delete_unwanted, finish_forgetting
 from memory.vectors import generation_of
 
@@ -33,6 +34,7 @@ def open_memory(
     disk_bytes: int = UNLIMITED_BYTES,
     codec: str = "native",
     segment_bytes: int = SEGMENT_BYTES,
+    thinning: Thinning | None = None,
     fault: Fault = no_fault,
     migrations: Mapping[int, Migration] = MIGRATIONS,
     version: int = FORMAT_VERSION,
@@ -61,7 +63,15 @@ def open_memory(
         manifest.migrate(migrations, version)
         if identity is not None:
             manifest.identity.check(identity, folder)
-        memory = StoredMemory(folder, manifest, disk_bytes=disk_bytes, codec=codec, segment_bytes=segment_bytes, fault=fault)
+        memory = StoredMemory(
+            folder,
+            manifest,
+            disk_bytes=disk_bytes,
+            codec=codec,
+            segment_bytes=segment_bytes,
+            thinning=thinning,
+            fault=fault,
+        )
         if write:
             _mend(memory)
         memory.closing = lock.pop_all()
@@ -118,13 +128,10 @@ def _mend(memory: StoredMemory) -> None:
     """Drop what a crash left behind the last commit. Its names are known, so nothing has to be searched."""
     torn = memory.vectors.cut()
     number = memory.manifest.number("next_segment")
-    segment, vectors = segment_path(memory.folder, number), memory.vectors.path
-    following = vectors.with_name(f"vectors-{generation_of(vectors) + 1:04d}.f32")
-    for path in (segment, following):
-        for left in (path, path.with_suffix(".part")):
-            if left.exists():
-                torn += left.stat().st_size
-                left.unlink()
+    while num := _removed(segment_path(memory.folder, number)):
+        torn, number = torn + num, number + 1
+    vectors = memory.vectors.path
+    torn += _removed(vectors.with_name(f"vectors-{generation_of(vectors) + 1:04d}.f32"))
     if torn:
         memory.notices.append(f"a torn tail of {torn} bytes, which was never committed, was dropped")
     if memory.manifest.number("forgetting"):
@@ -134,3 +141,13 @@ def _mend(memory: StoredMemory) -> None:
         delete_unwanted(memory)
     for notice in memory.notices:
         logger.warning("%s: %s", memory.folder, notice)
+
+
+def _removed(path: Path) -> int:
+    """Delete a file that was never named, finished or not. Returns how many bytes it had, at least 1 if it was there."""
+    num_bytes = 0
+    for left in (path, path.with_suffix(".part")):
+        if left.exists():
+            num_bytes += max(1, left.stat().st_size)
+            left.unlink()
+    return num_bytes

@@ -25,6 +25,7 @@ from memory.manifest import Manifest
 from memory.records import ChunkRecord
 from memory.rows import ChunkRow, Gap, Sitting
 from memory.segment_file import read_block, read_blocks, segment_path, write_segment
+from memory.thinning import Thinning
 from memory.upkeep import keep_quota
 from memory.vectors import Summaries, VectorFile
 from model_adapters.base import ChunkKV
@@ -45,7 +46,8 @@ class Pending:
 class StoredMemory:
     """Made by `memory.opening`. Reads from any thread; changes one at a time. Errors are MemoryBankError.
 
-    disk_bytes: quota over segments, vectors and manifest; beyond it the KV of the oldest segments goes, which leaves a gap.
+    disk_bytes: quota over segments, vectors and manifest; beyond it old KV thins out in steps (see `memory.thinning`)
+    and then goes, which leaves a gap; without `thinning`, the KV of the oldest segments goes at once.
     notices: what was found and mended when it was opened, in words.
     """
 
@@ -57,6 +59,7 @@ class StoredMemory:
         disk_bytes: int,
         codec: str = "native",
         segment_bytes: int = SEGMENT_BYTES,
+        thinning: Thinning | None = None,
         fault: Fault = no_fault,
     ) -> None:
         self.folder = folder
@@ -64,17 +67,18 @@ class StoredMemory:
         self.manifest = manifest
         self.disk_bytes = disk_bytes
         self.segment_bytes = min(segment_bytes, max(1, disk_bytes // 8))
+        self.thinning = thinning
         self.fault = fault
         self.notices: list[str] = []
         self.on_drop: Callable[[list[int]], None] = lambda chunk_ids: None
         """Hears of chunks whose KV had to go for the quota."""
+        self.on_thin: Callable[[list[ChunkKV]], None] = lambda chunks: None
+        """Hears of what is left of chunks that were thinned for the quota."""
         self.lock = threading.RLock()
         self.closing = ExitStack()
         self.identity = manifest.identity
         self.vectors = self.vectors_of(manifest.meta("vectors"), manifest.number("num_vectors"))
         self.segments = manifest.segments()
-        self.num_dead_vectors = 0
-        """Vectors of chunks whose KV went since the memory was opened."""
 
     @property
     def num_bytes(self) -> int:
@@ -85,9 +89,17 @@ class StoredMemory:
     def num_segments(self) -> int:
         return len(self.segments)
 
+    @property
+    def has_thinned(self) -> bool:
+        return any(merged > 1 for _, merged in self.segments.values())
+
+    def step_of(self, segment: int) -> int:
+        """How often the chunks of a segment have been thinned; 0 is whole."""
+        return max(0, self.segments[segment][1] - 1)
+
     def commit(self, batch: Sequence[Pending], gaps: Sequence[Gap] = ()) -> None:
         """Make chunks durable, all or none of them."""
-        packed = {one.chunk.chunk_id: pack(self._encoded(one.chunk)) for one in batch}
+        packed = {one.chunk.chunk_id: pack(self.encoded(one.chunk)) for one in batch}
         with self.lock, self.said():
             keep_quota(self, sum(p.data.numel() + len(p.layout) for p in packed.values()))
             self.vectors.append(Summaries.of([one.chunk for one in batch]), self.fault)
@@ -95,14 +107,14 @@ class StoredMemory:
             num_vectors = self.vectors.num_records + len(batch)
             with self.manifest.changing() as db:
                 self.fault("rows.begun")
-                self.manifest.add_segment(db, number, num_bytes, merged=False)
+                self.manifest.add_segment(db, number, num_bytes, merged=0)
                 self.manifest.put_rows(db, rows)
                 self.manifest.add_gaps(db, gaps)
                 self.manifest.set_meta(db, "num_vectors", num_vectors)
                 self.fault("rows.written")
             self.fault("rows.committed")
             self.vectors.num_records = num_vectors
-            self.segments[number] = (num_bytes, False)
+            self.segments[number] = (num_bytes, 0)
 
     def get(self, chunk_id: int) -> ChunkKV:
         """One chunk on the CPU, verified. KeyError if its KV is not stored, MemoryBankError if it is damaged."""
@@ -147,8 +159,7 @@ class StoredMemory:
         """What a retriever needs of every stored chunk, in blocks. A vector that is damaged is made again from its chunk."""
         wanted = np.array(self.manifest.ids(), dtype=np.int64)
         found: list[np.ndarray] = []
-        for block in self.vectors.blocks():
-            block = block.only(np.isin(block.chunk_ids, wanted))
+        for block in self.vectors.newest_of(wanted, self.has_thinned):
             found.append(block.chunk_ids)
             yield block
         missing = np.setdiff1d(wanted, np.concatenate(found)) if found else wanted
@@ -179,7 +190,8 @@ class StoredMemory:
         with self.lock:
             self.closing.close()
 
-    def _encoded(self, chunk: ChunkKV) -> Packet:
+    def encoded(self, chunk: ChunkKV) -> Packet:
+        """A chunk as it is written; as it is, if the codec cannot keep what is in it."""
         try:
             return self.codec.encode(chunk)
         except MemoryBankError as error:

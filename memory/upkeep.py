@@ -5,6 +5,7 @@ Each writes what is new, names it in one transaction that also lists what is no 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -13,16 +14,22 @@ import numpy as np
 
 from data.errors import MemoryBankError
 from memory.base import check_span
+from memory.codecs import decoded
 from memory.files import sync_folder
-from memory.layout import PackedChunk
+from memory.layout import PackedChunk, Packet, pack, unpack
 from memory.rows import ChunkRow, Gap
 from memory.segment_file import read_block, segment_path, write_segment
-from memory.vectors import VectorFile, generation_of
+from memory.thinning import Thinning
+from memory.vectors import Summaries, VectorFile, generation_of
+from model_adapters.base import ChunkKV
 
 if TYPE_CHECKING:
     from memory.stored import StoredMemory
 
+logger = logging.getLogger(__name__)
+
 ROWS_AT_A_TIME = 256
+MIN_DEAD_VECTORS = 64
 MERGE_SEGMENTS = 256
 """Every commit makes a small segment; so many of them, or `segment_bytes`, are merged into one."""
 
@@ -67,12 +74,35 @@ def finish_forgetting(memory: StoredMemory) -> None:
 
 
 def keep_quota(memory: StoredMemory, num_bytes: int) -> None:
-    """Make room for `num_bytes`: the oldest KV goes, and where pictures take up half of the quota, the oldest of those."""
-    while memory.num_bytes + num_bytes > memory.disk_bytes and (oldest := memory.manifest.oldest_segment()) is not None:
-        memory.on_drop(drop_kv(memory, oldest))
+    """Make room for `num_bytes`: old KV thins out in steps, or goes at once without thinning; where pictures take up
+    half of the quota, the oldest of those without KV go, too."""
+    while memory.num_bytes + num_bytes > memory.disk_bytes and (ages := memory.manifest.segments_by_age()):
+        _age(memory, ages)
     if memory.manifest.num_bytes > memory.disk_bytes // 2:
         with memory.manifest.changing() as db:
             memory.manifest.remove_oldest_without_kv(db, ROWS_AT_A_TIME)
+
+
+def _age(memory: StoredMemory, ages: list[int]) -> None:
+    """The oldest segments of the step that is furthest over its share go one step further. ages: segments, the oldest first."""
+    thinning = memory.thinning
+    if thinning is None:
+        memory.on_drop(drop_kv(memory, ages[0]))
+        return
+    by_step: dict[int, list[int]] = {}
+    for number in ages:
+        by_step.setdefault(min(memory.step_of(number), len(thinning.token_shares)), []).append(number)
+    used = {step: sum(memory.segments[number][0] for number in numbers) for step, numbers in by_step.items()}
+    shares = thinning.byte_shares
+    step = max(used, key=lambda step: (used[step] / shares[step] if shares[step] else float("inf"), step))
+    if step == len(thinning.token_shares):
+        memory.on_drop(drop_kv(memory, by_step[step][0]))
+        return
+    sizes = np.cumsum([memory.segments[number][0] for number in by_step[step]])
+    together = by_step[step][: max(1, int(np.searchsorted(sizes, memory.segment_bytes, side="right")))]
+    memory.on_thin(rewrite(memory, together, thinning=thinning))
+    if _drop_dead_vectors(memory):
+        delete_unwanted(memory)
 
 
 def drop_kv(memory: StoredMemory, segment: int) -> list[int]:
@@ -85,9 +115,7 @@ def drop_kv(memory: StoredMemory, segment: int) -> list[int]:
         memory.manifest.add_gaps(db, [Gap(rows[0].start_seconds, rows[-1].end_seconds, "dropped")] if rows else [])
         memory.manifest.remove_segments(db, [segment], [segment_path(memory.folder, segment).name])
     memory.segments.pop(segment, None)
-    memory.num_dead_vectors += len(rows)
-    if memory.num_dead_vectors > max(ROWS_AT_A_TIME, memory.vectors.num_records // 2):
-        _drop_dead_vectors(memory)
+    _drop_dead_vectors(memory)
     delete_unwanted(memory)
     return [row.chunk_id for row in rows]
 
@@ -104,43 +132,84 @@ def delete_unwanted(memory: StoredMemory) -> None:
             db.executemany("DELETE FROM unwanted WHERE file = ?", [(file,) for file in files])
 
 
-def rewrite(memory: StoredMemory, segments: Sequence[int], forgotten: Collection[int] = (), gaps: Sequence[Gap] = ()) -> None:
-    """Put what is kept of `segments` into a new one, in one transaction with all that goes with it."""
+def rewrite(
+    memory: StoredMemory,
+    segments: Sequence[int],
+    forgotten: Collection[int] = (),
+    gaps: Sequence[Gap] = (),
+    thinning: Thinning | None = None,
+) -> list[ChunkKV]:
+    """Put what is kept of `segments` into new ones, one for each step, in one transaction with all that goes with it.
+
+    thinning: every chunk goes one step further; not together with forgetting. Returns what is left of those that shrank.
+    """
     manifest = memory.manifest
     rows = {row.chunk_id: row for number in segments for row in rows_of(memory, number) if row.chunk_id not in forgotten}
-    packed: dict[int, PackedChunk] = {}
+    packed: dict[int, dict[int, PackedChunk]] = {}
     lost: list[ChunkRow] = []
+    thinner: list[ChunkKV] = []
     for row in rows.values():
+        step = memory.step_of(row.segment or 0) + (thinning is not None)
         try:
             # Checksums go along unverified: damage stays visible to whoever reads the chunk.
             block = read_block(segment_path(memory.folder, row.segment or 0), row.place)
-            packed[row.chunk_id] = PackedChunk(row.layout, block, row.crc32)
         except MemoryBankError:
             lost.append(replace(row, segment=None, offset=0, num_bytes=0))
-    number, num_bytes, moved = manifest.number("next_segment"), 0, []
-    if packed:
-        num_bytes, places = write_segment(segment_path(memory.folder, number), packed, memory.fault)
-        moved = [replace(rows[i], segment=number, offset=p.offset, num_bytes=p.num_bytes) for i, p in places.items()]
+            continue
+        one = PackedChunk(row.layout, block, row.crc32)
+        if thinning is not None and (fewer := _thinned(memory, row, one, thinning, step)) is not None:
+            one = pack(fewer[1])
+            thinner.append(fewer[0])
+        packed.setdefault(step, {})[row.chunk_id] = one
+    if thinner:
+        memory.vectors.append(Summaries.of(thinner), memory.fault)
+    first, sizes, moved = manifest.number("next_segment"), {}, []
+    for number, (step, chunks) in enumerate(sorted(packed.items()), first):
+        num_bytes, places = write_segment(segment_path(memory.folder, number), chunks, memory.fault)
+        sizes[number] = (num_bytes, 1 + step)
+        for i, place in places.items():
+            at = replace(rows[i], segment=number, offset=place.offset, num_bytes=place.num_bytes)
+            moved.append(replace(at, layout=chunks[i].layout, crc32=chunks[i].crc32))
+    if thinner:
+        memory.fault("thin.written")
     vectors = _rewritten_vectors(memory, forgotten) if forgotten else memory.vectors
+    num_vectors = vectors.num_records + len(thinner)
     with manifest.changing() as db:
         memory.fault("rewrite.begun")
-        if packed:
-            manifest.add_segment(db, number, num_bytes, merged=True)
+        for number, (num_bytes, merged) in sizes.items():
+            manifest.add_segment(db, number, num_bytes, merged)
         manifest.put_rows(db, [*moved, *lost], pictures=False)
         manifest.remove_rows(db, forgotten)
         manifest.add_gaps(db, [*gaps, *(Gap(row.start_seconds, row.end_seconds, "damaged") for row in lost)])
         manifest.remove_segments(db, segments, [segment_path(memory.folder, n).name for n in segments])
+        if thinner:
+            manifest.set_meta(db, "num_vectors", num_vectors)
         if forgotten:
             manifest.name_vectors(db, vectors.path.name, vectors.num_records, memory.vectors.path.name)
             manifest.set_meta(db, "forgetting", 1)
         memory.fault("rewrite.written")
     memory.fault("rewrite.committed")
+    vectors.num_records = num_vectors
     memory.vectors = vectors
     for old in segments:
         del memory.segments[old]
-    if packed:
-        memory.segments[number] = (num_bytes, True)
+    memory.segments.update(sizes)
     delete_unwanted(memory)
+    return thinner
+
+
+def _thinned(
+    memory: StoredMemory, row: ChunkRow, packed: PackedChunk, thinning: Thinning, step: int
+) -> tuple[ChunkKV, Packet] | None:
+    """A chunk after `step`. None if it takes up no less, or is damaged: then it stays as it is, for its reader to find out."""
+    try:
+        before = unpack(packed.layout, packed.data, packed.crc32)
+        chunk = thinning.thin(decoded(before), step, row.num_tokens)
+    except MemoryBankError as error:
+        logger.warning("chunk %d is not thinned: %s", row.chunk_id, error)
+        return None
+    after = memory.encoded(chunk)
+    return (chunk, after) if after.num_bytes < before.num_bytes else None
 
 
 def rows_of(memory: StoredMemory, segment: int) -> list[ChunkRow]:
@@ -149,17 +218,21 @@ def rows_of(memory: StoredMemory, segment: int) -> list[ChunkRow]:
     return [row for row in rows if isinstance(row, ChunkRow)]
 
 
-def _drop_dead_vectors(memory: StoredMemory) -> None:
-    """Give back the space of vectors whose chunks have no KV any more."""
+def _drop_dead_vectors(memory: StoredMemory) -> bool:
+    """Give back the space of vectors whose chunks have no KV any more, or were thinned since, once they are most of them."""
+    num_records = memory.vectors.num_records
+    if num_records - memory.manifest.num_with_kv <= max(MIN_DEAD_VECTORS, num_records // 2):
+        return False
     vectors = _rewritten_vectors(memory, ())
     with memory.manifest.changing() as db:
         memory.manifest.name_vectors(db, vectors.path.name, vectors.num_records, memory.vectors.path.name)
-    memory.vectors, memory.num_dead_vectors = vectors, 0
+    memory.vectors = vectors
+    return True
 
 
 def _rewritten_vectors(memory: StoredMemory, forgotten: Collection[int]) -> VectorFile:
     """A new file of the vectors of chunks with KV, but for those that are forgotten; the old one is left as it is."""
     wanted = np.setdiff1d(np.array(memory.manifest.ids(), dtype=np.int64), np.array(sorted(forgotten), dtype=np.int64))
     vectors = memory.vectors_of(f"vectors-{generation_of(memory.vectors.path) + 1:04d}.f32", 0)
-    vectors.write((block.only(np.isin(block.chunk_ids, wanted)) for block in memory.vectors.blocks()), memory.fault)
+    vectors.write(memory.vectors.newest_of(wanted, memory.has_thinned), memory.fault)
     return vectors

@@ -136,6 +136,21 @@ class VectorFile:
             # What is not read here is made again from the chunks.
             logger.warning("%s cannot be read: %s", self.path, error.strerror)
 
+    def newest_of(self, chunk_ids: np.ndarray, thinned: bool) -> Iterator[Summaries]:
+        """The last record of each of these chunks (int64 [n]). thinned: some of them may have an older one, too."""
+        if not thinned:
+            yield from (block.only(np.isin(block.chunk_ids, chunk_ids)) for block in self.blocks())
+            return
+        stored = [block.chunk_ids for block in self.blocks()]
+        known, from_behind = np.unique(np.concatenate(stored)[::-1], return_index=True) if stored else (chunk_ids[:0],) * 2
+        num_stored = sum(len(ids) for ids in stored)
+        wanted = np.zeros(num_stored, dtype=bool)
+        wanted[num_stored - 1 - from_behind[np.isin(known, chunk_ids)]] = True
+        start = 0
+        for block in self.blocks():
+            yield block.only(wanted[start : start + len(block)])
+            start += len(block)
+
     def _packed(self, summaries: Summaries) -> bytes:
         records = np.zeros(len(summaries), self._record)
         records["chunk_id"], records["span"] = summaries.chunk_ids, summaries.spans

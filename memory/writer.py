@@ -41,10 +41,12 @@ class WriteBehind:
         self._unwritten: list[Gap] = []
         self._lost: list[int] = []
         self._gone: list[int] = []
+        self._thinned: list[ChunkKV] = []
         self._changed = threading.Condition()
         self._closing = False
         self._stopped = False
         memory.on_drop = self._dropped
+        memory.on_thin = self._shrank
         self._thread = threading.Thread(target=self._run, name="memory writer", daemon=True)
         self._thread.start()
 
@@ -84,6 +86,12 @@ class WriteBehind:
             lost, self._lost = self._lost, []
             gone, self._gone = self._gone, []
             return lost, gone
+
+    def take_thinned(self) -> list[ChunkKV]:
+        """What is left of the chunks that were thinned on disk for its quota since the last call."""
+        with self._changed:
+            thinned, self._thinned = self._thinned, []
+            return thinned
 
     def flush(self) -> None:
         """Wait until everything that was handed over is on disk. MemoryBankError if it cannot be written."""
@@ -189,6 +197,10 @@ class WriteBehind:
     def _dropped(self, chunk_ids: list[int]) -> None:
         with self._changed:
             self._gone.extend(chunk_ids)
+
+    def _shrank(self, chunks: list[ChunkKV]) -> None:
+        with self._changed:
+            self._thinned.extend(chunks)
 
     def _span(self) -> float:
         if not self._pending:

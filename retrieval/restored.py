@@ -22,10 +22,12 @@ class Restored(Retriever):
         self._until_chunk_id = until_chunk_id
 
     def add(self, chunk: ChunkKV) -> None:
-        self.base.add(chunk)
+        # What was thinned before it was loaded is loaded as it is then.
+        if self.loaded or chunk.chunk_id > self._until_chunk_id:
+            self.base.add(chunk)
 
     def remove(self, chunk_ids: Collection[int]) -> None:
-        # What is not loaded yet is not stored any more either.
+        # What is not loaded yet is loaded as it is stored then, or not at all.
         self.base.remove(chunk_ids)
 
     def restore(self, stored: Summaries) -> None:

@@ -9,6 +9,7 @@ import shutil
 import sqlite3
 import stat
 import threading
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,12 +21,15 @@ from test_memory_stores import chunk, same
 from data.errors import MemoryBankError
 from memory import DurableBank, open_memory
 from memory.identity import FORMAT_VERSION, Identity
+from memory.library import describe
 from memory.manifest import MANIFEST, Manifest
 from memory.rows import Gap
 from memory.segment_file import segment_path
 from memory.stored_records import StoredRecords
+from memory.thinning import Distinct, Thinning
 from memory.upkeep import MERGE_SEGMENTS, merge, rewrite
 from memory.vectors import Summaries, mean_key
+from model_adapters.base import ChunkKV
 
 MIB = 2**20
 
@@ -414,6 +418,89 @@ def test_the_quota_lets_the_oldest_kv_go_and_keeps_time_and_picture(tmp_path: Pa
     assert StoredRecords(again.memory.manifest).get(0).thumbnail == record_of(chunk(0)).thumbnail
     assert again.tier(0) is None and {gap.reason for gap in again.memory.manifest.gaps()} == {"dropped"}
     again.close()
+
+
+THINNING = Thinning(Distinct())
+
+
+def after(i: int, step: int) -> ChunkKV:
+    """A random chunk as it is when it has been thinned so often."""
+    one = chunk(i)
+    for number in range(1, step + 1):
+        one = THINNING.thin(one, number, chunk(i).num_tokens)
+    return one
+
+
+def test_a_full_quota_thins_old_chunks_in_steps_and_reopening_knows_them(tmp_path: Path) -> None:
+    bank = stored_bank(tmp_path / "m", 0, 60_000, disk_bytes=400_000, segment_bytes=20_000, thinning=THINNING)
+    dropped: list[int] = []
+    left: dict[int, ChunkKV] = {}
+    for i in range(330):
+        dropped += bank.put(chunk(i), record_of(chunk(i)))
+        left |= {one.chunk_id: one for one in bank.take_thinned()}
+        assert bank.memory.num_bytes <= 400_000 + 20_000
+    bank.writer.flush()
+    left |= {one.chunk_id: one for one in bank.take_thinned()}
+    ids, steps = bank.chunk_ids(), bank.steps()
+    assert set(steps.values()) == {1, 2} and max(steps) < max(ids) and dropped, (
+        "some are thinned, some are gone, the newest whole"
+    )
+    assert bank.stats()["num_thinned"] == len(steps)
+    for reopened in (False, True):
+        if reopened:
+            bank.close()
+            bank = stored_bank(tmp_path / "m", write=False)
+        assert bank.steps() == steps and all(bank.step(i) == steps.get(i, 0) for i in ids)
+        assert all(same(one, after(one.chunk_id, steps.get(one.chunk_id, 0))) for one in bank.get(ids))
+        blocks = list(bank.memory.summaries())
+        vectors = {i: row for block in blocks for i, row in zip(block.chunk_ids.tolist(), block.mean_keys, strict=True)}
+        assert sorted(vectors) == ids and sum(len(block) for block in blocks) == len(ids), "one vector each"
+        for i in ids:
+            # What was too small to shrink keeps the vector that it had.
+            shrunk = left[i] if i in left else chunk(i)
+            assert np.array_equal(vectors[i], mean_key(shrunk).numpy())
+    assert describe(tmp_path / "m").num_thinned == Counter(steps.values())
+    bank.close()
+
+
+@pytest.mark.parametrize(
+    "point", ["vectors.synced", "thin.written", "rewrite.written", "rewrite.committed", "unwanted.deleting"]
+)
+def test_an_interrupted_thinning_is_either_undone_or_finished(tmp_path: Path, point: str) -> None:
+    fill(bank := stored_bank(tmp_path / "m"), range(10))
+    bank.close()
+
+    def fault(reached: str) -> None:
+        if reached == point:
+            raise OSError(errno.EIO, "pulled the plug")
+
+    bank = stored_bank(tmp_path / "m", fault=fault)
+    with pytest.raises(OSError, match="pulled the plug"):
+        rewrite(bank.memory, bank.memory.manifest.segments_by_age(), thinning=THINNING)
+    bank.close()
+    again = stored_bank(tmp_path / "m")
+    step = int(point in ("rewrite.committed", "unwanted.deleting"))
+    assert {again.step(i) for i in range(10)} == {step}
+    assert [one.chunk_id for one in again.get(range(10))] == list(range(10))
+    assert all(same(one, after(one.chunk_id, step)) for one in again.get(range(10)))
+    assert sum(len(block) for block in again.memory.summaries()) == 10
+    assert len(segments(tmp_path / "m")) == again.memory.num_segments, "no file is left over"
+    again.close()
+
+
+def test_what_is_damaged_is_not_thinned_into_something_that_looks_whole(tmp_path: Path) -> None:
+    bank = stored_bank(tmp_path / "m")
+    fill(bank, range(10))
+    row = bank.memory.manifest.row(4)
+    path = segment_path(tmp_path / "m", row.segment)
+    content = bytearray(path.read_bytes())
+    at = content.find(chunk(4).values.contiguous().numpy().tobytes())
+    content[at] ^= 1
+    path.write_bytes(bytes(content))
+    left = rewrite(bank.memory, bank.memory.manifest.segments_by_age(), thinning=THINNING)
+    assert 4 not in {one.chunk_id for one in left}
+    assert [one.chunk_id for one in bank.get(range(10))] == [i for i in range(10) if i != 4] and bank.damaged == [4]
+    bank.close()
 
 
 # Forgetting

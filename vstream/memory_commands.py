@@ -64,13 +64,16 @@ def info(args: argparse.Namespace) -> int:
     found = describe(args.folder)
     if args.json:
         more = {"gaps": [asdict(gap) for gap in found.gaps], "sittings": [asdict(sitting) for sitting in found.sittings]}
-        print(json.dumps(_row(found) | more))
+        print(json.dumps(_row(found) | more | {"num_thinned": found.num_thinned}))
         return 0
     model, name = found.identity.model, found.identity.name
     span = f"{_clock(found.start_seconds)}–{_clock(found.end_seconds)}"
     dropped = 1 - found.num_kept_tokens / max(1, found.num_seen_tokens)
     print(f"stream    {span}, {found.num_chunks} chunks, {found.num_stored} with KV")
     print(f"tokens    {found.num_kept_tokens} kept of {found.num_seen_tokens} seen ({100 * dropped:.0f} % dropped)")
+    if found.num_thinned:
+        steps = ", ".join(f"{num} chunks {step}×" for step, num in found.num_thinned.items())
+        print(f"thinned   {steps}, to fit the budget on disk")
     print(f"size      {_mib(found.num_bytes)} in {found.num_segments} segments, format version {found.format_version}")
     print(f"model     {name}: {model['family']}, {model['dtype']}, fingerprint {model['fingerprint']}")
     print(f"settings  {', '.join(f'{setting}={value}' for setting, value in found.identity.settings.items())}")

@@ -74,6 +74,7 @@ class StreamSession(Speaking):
                     write=not read_only,
                     disk_bytes=c.disk_bytes,
                     codec=c.kv_codec,
+                    thinning=create_thinning(c.thinning),
                     fault=fault,
                 )
                 opened.callback(self.memory.close)

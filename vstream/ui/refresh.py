@@ -29,7 +29,8 @@ def fresh(tab: Tab) -> dict[str, str]:
 
 def timeline_of(tab: Tab) -> str:
     """The timeline as HTML, with the chunks behind the last answer marked."""
-    return timeline_html(bars_of(tab.records(), tab.tier, tab.marked, events=unasked_events(tab.session)), tab.tier_names)
+    steps, events = tab.session.bank.steps() if tab.session else {}, unasked_events(tab.session)
+    return timeline_html(bars_of(tab.records(), tab.tier, tab.marked, events=events, steps=steps), tab.tier_names)
 
 
 def _timeline_key(tab: Tab, snapshot: Snapshot) -> tuple[object, ...]:

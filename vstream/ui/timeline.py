@@ -32,6 +32,8 @@ class Bar:
     marked: bool
     events: frozenset[str] = frozenset()
     """What happened unasked in its chunks: "alert", "comment"."""
+    num_thinned: int = 0
+    """How many of its chunks have lost tokens to the budget."""
 
 
 def bars_of(
@@ -40,6 +42,7 @@ def bars_of(
     marked: Collection[int] = (),
     max_bars: int = MAX_BARS,
     events: Mapping[str, Collection[int]] | None = None,
+    steps: Mapping[int, int] | None = None,
 ) -> list[Bar]:
     """At most `max_bars` bars for records in stream order. Runs are aligned to stream time, so that bars do not shimmer."""
     if not records:
@@ -52,7 +55,7 @@ def bars_of(
     runs: dict[int, list[Moment]] = {}
     for record in records:
         runs.setdefault(int((record.start_seconds + 1e-6) // width), []).append(record)
-    return [_bar(run, tier_of, marked, events or {}) for run in runs.values()]
+    return [_bar(run, tier_of, marked, events or {}, steps or {}) for run in runs.values()]
 
 
 def _bar(
@@ -60,6 +63,7 @@ def _bar(
     tier_of: Callable[[int], str | None],
     marked: Collection[int],
     events: Mapping[str, Collection[int]],
+    steps: Mapping[int, int],
 ) -> Bar:
     hits = [record for record in run if record.chunk_id in marked]
     seen = sum(record.num_seen_tokens for record in run)
@@ -72,6 +76,7 @@ def _bar(
         tier=Counter(tier_of(record.chunk_id) or "gone" for record in run).most_common(1)[0][0],
         marked=bool(hits),
         events=frozenset(name for name, chunks in events.items() if any(record.chunk_id in chunks for record in run)),
+        num_thinned=sum(record.chunk_id in steps for record in run),
     )
 
 
@@ -95,10 +100,13 @@ def _bar_html(bar: Bar, names: dict[str, str], start: float, seconds: float, las
     title = f"{span(bar.start_seconds, bar.end_seconds)} · {percent(1 - bar.kept_ratio)} dropped · {tier}"
     if bar.num_chunks > 1:
         title += f" · {bar.num_chunks} chunks"
+    if bar.num_thinned:
+        title += " · thinned to fit its budget" if bar.num_chunks == 1 else f" · {bar.num_thinned} thinned to fit the budget"
     if bar.marked:
         title += " · behind the last answer"
     title = escaped(title + "".join(f" · {name}" for name in sorted(bar.events)))
     classes = f"vs-bar vs-{escaped(bar.tier)}" + (" vs-marked" if bar.marked else "")
+    classes += " vs-thinned" if bar.num_thinned else ""
     dots = "".join(f'<b class="vs-dot vs-{name}"></b>' for name in sorted(bar.events))
     left, width = (100 * x / seconds for x in (bar.start_seconds - start, bar.end_seconds - bar.start_seconds))
     return (
@@ -114,5 +122,5 @@ def legend_html(names: dict[str, str]) -> str:
         f'<li><i class="vs-swatch vs-{tier}"></i>{escaped(name)}</li>' for tier, name in names.items() if tier != "gone"
     )
     rest = '<li><i class="vs-swatch vs-alert"></i>alert</li><li><i class="vs-swatch vs-comment"></i>comment</li>'
-    rest += '<li><i class="vs-swatch vs-mark"></i>last answer</li><li>height: share of tokens kept</li>'
+    rest += '<li><i class="vs-swatch vs-mark"></i>last answer</li><li>height: share of tokens kept; striped: thinned since</li>'
     return f'<ul class="vs-legend">{tiers}{rest}</ul>'
