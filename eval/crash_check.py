@@ -102,6 +102,8 @@ def _wrong_chunks(memory: StoredMemory, info: ModelInfo, seed: int, known: Ackno
     known.forgotten |= known.forgetting - ids - gone
     known.forgetting = set()
     known.next_id = max(known.committed, max(ids, default=-1) + 1)
+    # What comes after that was never committed: the next child puts it again.
+    known.forgotten &= set(range(known.next_id))
     missing = set(range(known.next_id)) - ids - known.forgotten - gone
     if missing:
         wrong.append(f"committed chunks are missing: {sorted(missing)}")

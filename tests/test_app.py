@@ -94,6 +94,12 @@ def test_timeline_has_a_bar_per_chunk_with_its_tier_mark_and_title() -> None:
     html = timeline_html(bars, NAMES)
     assert html.count("data-chunk=") == 3 and html.count("vs-marked") == 1
     assert "00:01–00:02 · 75 % dropped · RAM · behind the last answer" in html
+    thinned = timeline_html(bars_of([record(0), record(1)], lambda _: "disk", steps={0: 1}), NAMES)
+    assert (
+        thinned.count("vs-thinned")
+        == 1
+        == thinned.count('title="00:00–00:01 · 75 % dropped · disk · thinned to fit its budget"')
+    )
     assert "starts with the first" in timeline_html([], NAMES)
     assert "CPU" in legend_html(NAMES) and "GPU" in legend_html(tier_names("cuda"))
 

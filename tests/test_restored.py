@@ -10,6 +10,7 @@ import torch
 from test_memory_stores import chunk
 
 from data.errors import ConfigError
+from memory.thinning import pooled
 from memory.vectors import Summaries
 from model_adapters.base import Query
 from retrieval import RETRIEVERS, create_retriever
@@ -77,6 +78,15 @@ def test_nothing_is_loaded_before_the_first_question() -> None:
         == {hit.chunk_id for hit in restored.search(query(1), 9, 1e9)}
     )
     assert loads == [1]
+
+
+def test_what_was_thinned_before_it_was_loaded_is_found_once() -> None:
+    thinner = pooled(CHUNKS[2])
+    restored = Restored(KeySimilarity(), lambda: iter([Summaries.of([*CHUNKS[:2], thinner, CHUNKS[3]])]), until_chunk_id=3)
+    for _ in range(2):
+        restored.remove([2])
+        restored.add(thinner)
+        assert sorted(hit.chunk_id for hit in restored.search(query(0), 9, 1e9)) == [0, 1, 2, 3]
 
 
 def test_what_needs_every_token_is_refused() -> None:
