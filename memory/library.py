@@ -204,6 +204,18 @@ def delete(folder: Path) -> list[str]:
     return foreign
 
 
+def delete_if_empty(folder: Path) -> bool:
+    """Delete a memory in which no chunk was ever stored, or is any more. Whether it was. MemoryBankError as `delete`."""
+    memory = open_memory(folder)
+    try:
+        there = bool(memory.manifest.totals()["num_chunks"])
+    finally:
+        memory.close()
+    if not there:
+        delete(folder)
+    return not there
+
+
 def _wrong(memory: StoredMemory, chunk_id: int) -> str | None:
     """Why a chunk cannot be read; "" if it can be, None if its KV was let go."""
     try:

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from data.errors import MemoryBankError
-from data.sources import open_source
+from data.sources import PushSource, open_source
+from memory import open_memory
 from model_adapters.base import ModelAdapter
 from vstream.config import SessionConfig
+from vstream.remembered import identity_of
+from vstream.ui.handlers import Handlers
+from vstream.ui.library import Shelf
 from vstream.ui.refresh import fresh
 from vstream.ui.studio import PageError, Studio, check_source
 from vstream.ui.tab import Tab
 
 FAST = "world:?seed=7&seconds=12&speed=0"
+SLOW = "world:?seed=7&seconds=60&speed=4"
 QUESTION = "what is on screen now ?"
 
 
@@ -24,6 +31,13 @@ def studio(random_adapter: ModelAdapter, tmp_path: Path) -> Iterator[Studio]:
     made = Studio(random_adapter, SessionConfig(max_new_tokens=4), start_source=FAST, folder=tmp_path / "library")
     yield made
     made.close_all()
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
 
 
 def watched(studio: Studio, key: str) -> Tab:
@@ -68,6 +82,75 @@ def test_spans_are_forgotten_and_memories_deleted(studio: Studio) -> None:
     assert studio.forget("b", name, 5.0, 6.0) == 1
     studio.delete("b", name)
     assert studio.saved() == [] and studio.tab("b").snapshot().state == "idle"
+
+
+def test_a_reload_goes_on_in_the_memory_of_its_source(studio: Studio) -> None:
+    studio.open("a").start(open_source(SLOW))
+    tab = studio.tab("a")
+    wait_for(lambda: len(tab.records()) >= 2)
+    first_chunk = tab.thumbnail(0)
+    closing = threading.Thread(target=studio.close, args=("a",))
+    closing.start()
+    tab = studio.open("b")
+    tab.start(open_source(SLOW))
+    closing.join()
+    num_before = tab.before.num_chunks
+    assert num_before >= 2 and "goes on" in tab.before.note and tab.thumbnail(0) == first_chunk
+    wait_for(lambda: len(tab.records()) > num_before)
+    ids = [moment.chunk_id for moment in tab.records()]
+    assert ids == list(range(len(ids))), "nothing is watched twice, nothing is left out"
+    assert tab.snapshot().num_chunks >= len(ids) and len(studio.saved()) == 1
+    other = studio.open("c")
+    other.start(open_source(SLOW))
+    assert other.before.num_chunks == 0 and len(studio.saved()) == 2, "one writer at a time: the second page has its own"
+    studio.open("d").start(open_source("world:?seed=8&seconds=12&speed=1"))
+    assert studio.tab("d").before.num_chunks == 0 and len(studio.saved()) == 3, "another source is another memory"
+
+
+def test_a_recording_that_was_watched_to_its_end_is_read(studio: Studio) -> None:
+    tab = watched(studio, "a")
+    *_, before = tab.ask(QUESTION)
+    studio.close("a")
+    tab = watched(studio, "b")
+    *_, after = tab.ask(QUESTION)
+    assert (after.text, after.asked_at_seconds) == (before.text, before.asked_at_seconds)
+    assert tab.snapshot().state == "ended" and len(tab.records()) == 12 and len(studio.saved()) == 1
+
+
+def test_a_memory_of_other_settings_is_not_continued(studio: Studio, random_adapter: ModelAdapter) -> None:
+    watched(studio, "a")
+    studio.close("a")
+    other = Studio(random_adapter, SessionConfig(fps=1), start_source=FAST, folder=studio.library.folder)
+    assert watched(other, "a").before.num_chunks == 0 and len(other.saved()) == 2
+    other.close_all()
+
+
+def test_no_memory_is_left_empty(studio: Studio, random_adapter: ModelAdapter) -> None:
+    shelf = Shelf(studio, Handlers(studio))
+    tab = studio.open("a")
+    tab.start(PushSource("camera"))
+    assert shelf.choices()["choices"] == [], "nothing is stored yet"
+    tab.start(PushSource("camera"))
+    assert len(studio.saved()) == 1
+    studio.close("a")
+    assert studio.saved() == []
+    # What a killed process leaves goes when the next one begins; what another one writes stays.
+    identity = identity_of(random_adapter.info, studio.config)
+    open_memory(studio.library.folder / "left", identity, write=True).close()
+    held = open_memory(studio.library.folder / "held", identity, write=True)
+    assert Studio(random_adapter, folder=studio.library.folder).saved() == ["held"]
+    held.close()
+
+
+def test_memories_are_named_by_source_start_and_length(studio: Studio) -> None:
+    began = time.localtime()
+    tab = watched(studio, "a")
+    tab.session.save()
+    ((words, name),) = Shelf(studio, Handlers(studio)).choices()["choices"]
+    assert name == studio.saved()[0] and words.startswith(f"{tab.source.info.label} · {time.strftime('%Y-%m-%d', began)}")
+    assert "· 00:12 long ·" in words
+    studio.start_saved("a", name)
+    assert studio.tab("a").snapshot().label in words
 
 
 def test_names_from_a_browser_are_not_believed(studio: Studio, tmp_path: Path) -> None:

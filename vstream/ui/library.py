@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,10 +22,10 @@ WITH = "What was watched is kept in {folder}, for everybody who may open this pa
 def library_parts(studio: Studio) -> dict[str, Any]:
     """The Library tab. Returns its parts by name."""
     with gr.Tab("Library", id="library") as tab:
-        note = WITH.format(folder=studio.folder) if studio.folder else WITHOUT
+        note = WITH.format(folder=studio.library.folder) if studio.library else WITHOUT
         gr.HTML(f'<p class="vs-note">{escaped(note)}</p>')
         parts: dict[str, Any] = {"tab": tab}
-        on = studio.folder is not None
+        on = studio.library is not None
         with gr.Row(elem_classes="vs-source", visible=on):
             parts["saved"] = gr.Dropdown([], label="Saved memories", min_width=220, scale=3, elem_id="saved")
             parts["open"] = gr.Button("Open", variant="primary", min_width=90, elem_id="open-saved")
@@ -59,7 +60,8 @@ class Shelf:
 
     def choices(self) -> Any:
         """The saved memories, newest first."""
-        return gr.update(choices=[(self._words(name), name) for name in reversed(self.studio.saved())])
+        named = [(self._words(name), name) for name in reversed(self.studio.saved())]
+        return gr.update(choices=[(words, name) for words, name in named if words])
 
     def open(self, name: str | None, request: gr.Request) -> Updates:
         """Returns the notice, the pieces, the chat and the chips."""
@@ -89,12 +91,16 @@ class Shelf:
         return notice_html("the memory is deleted", "done"), gr.update(value=None, **_choices_of(self.choices())), False
 
     def _words(self, name: str) -> str:
+        """Source, start and length; empty for a memory in which nothing is stored yet."""
         try:
             found = describe(self.studio.saved_folder(name))
         except VStreamError as error:
             return f"{name}: {error}"
-        source = found.sittings[-1].source if found.sittings else name
-        return f"{source}, {clock(found.end_seconds)}, {size(found.num_bytes)} ({name})"
+        if not found.num_chunks or not found.sittings:
+            return ""
+        first, last = found.sittings[0], found.sittings[-1]
+        began = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(first.started_unix))
+        return f"{last.source} · {began} · {clock(found.end_seconds)} long · {size(found.num_bytes)}"
 
 
 def _choices_of(update: Any) -> dict[str, Any]:

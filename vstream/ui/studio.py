@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import re
-import secrets
 import threading
 import time
 from pathlib import Path
 
-from data.errors import MemoryBankError, SourceError, VStreamError
+from data.errors import SourceError, VStreamError
 from data.sources import open_source
-from memory.library import delete, memories
-from memory.opening import open_memory
+from memory.library import delete
+from memory.opening import is_memory, open_memory
 from memory.upkeep import forget_span
 from model_adapters.base import ModelAdapter
 from vstream.config import SessionConfig
-from vstream.remembered import check_library, memory_folder
+from vstream.library import Library
+from vstream.remembered import memory_folder
 from vstream.session import StreamSession
 from vstream.turns import Turns
 from vstream.ui.tab import Tab
@@ -35,8 +34,8 @@ class PageError(VStreamError):
 class Studio:
     """The tabs by key. A key is known to its own page only.
 
-    start_source: what every page watches first; None: nothing. folder: the library, in which every stream gets a memory of its
-    own; None: nothing is written.
+    start_source: what every page watches first; None: nothing. folder: the library, in which streams are remembered; None:
+    nothing is written.
     """
 
     def __init__(
@@ -52,20 +51,12 @@ class Studio:
         self.adapter = adapter
         self.config = config or SessionConfig()
         self.start_source = start_source
-        self.folder = folder
+        self.library = Library(folder) if folder else None
         self.allow_private_hosts = allow_private_hosts
         self.max_tabs = max_tabs
         self.turns = Turns()
         self._tabs: dict[str, Tab] = {}
         self._lock = threading.Lock()
-        check_library(folder)
-        if folder:
-            try:
-                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            except OSError as error:
-                raise MemoryBankError(
-                    f"memory folder {folder} cannot be used: {error.strerror}; choose another folder"
-                ) from error
 
     def __len__(self) -> int:
         return len(self._tabs)
@@ -81,7 +72,7 @@ class Studio:
                 if time.monotonic() - self._tabs[oldest].last_seen < SILENT_SECONDS:
                     raise PageError(f"{self.max_tabs} pages are open, which is the most; close one and reload this page")
                 silent = self._tabs.pop(oldest)
-            tab = self._tabs[key] = Tab(self.adapter, self.config, self.turns, self._new_memory if self.folder else None)
+            tab = self._tabs[key] = Tab(self.adapter, self.config, self.turns, self.library)
         if silent:
             silent.close()
         return tab
@@ -129,13 +120,13 @@ class Studio:
 
     def saved(self) -> list[str]:
         """The names of the memories in the library, oldest first."""
-        return [folder.name for folder in memories(self.folder)] if self.folder else []
+        return self.library.saved() if self.library else []
 
     def saved_folder(self, name: str) -> Path:
         """Where a saved memory lies. Raises PageError for a name that is not in the library: it comes from a browser."""
-        if self.folder is None or name not in self.saved():
+        if self.library is None or name not in self.saved():
             raise PageError("choose a saved memory first")
-        return self.folder / name
+        return self.library.folder / name
 
     def start_saved(self, key: str, name: str) -> None:
         """Answer from a saved memory, without its source."""
@@ -158,18 +149,14 @@ class Studio:
         folder = self.saved_folder(name)
         if self._session_of(key, folder) is not None:
             self.tab(key).leave()
-        delete(folder)
+        # Where nothing was stored, it has gone with its stream.
+        if is_memory(folder):
+            delete(folder)
 
     def _session_of(self, key: str, folder: Path) -> StreamSession | None:
         """This page's session, if it is over the memory in `folder`."""
         session = self.tab(key).session
         return session if session is not None and session.memory is not None and session.memory.folder == folder else None
-
-    def _new_memory(self, label: str) -> Path:
-        """A name of its own for a new memory, from the time and the source."""
-        assert self.folder is not None
-        words = re.sub(r"[^A-Za-z0-9]+", "-", label).strip("-")[:40]
-        return self.folder / f"{time.strftime('%Y%m%d-%H%M%S')}-{words}-{secrets.token_hex(2)}"
 
     def start_upload(self, key: str, path: str) -> None:
         """Watch an uploaded file, which lies at a path that the server chose."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import closing
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import cast
@@ -22,9 +22,11 @@ from vstream.answer import Answer, Evidence
 from vstream.config import SessionConfig
 from vstream.feeder import Feeder
 from vstream.ingest import ChunkRecord
+from vstream.library import Library
 from vstream.remembered import stored_settings
 from vstream.session import StreamSession
 from vstream.turns import Turns
+from vstream.ui.before import Before
 from vstream.ui.dialogue import Exchange, finished_turns
 from vstream.ui.speech import overlay_words
 from vstream.ui.stage import Picture, Snapshot
@@ -45,13 +47,13 @@ class Tab:
         adapter: ModelAdapter,
         config: SessionConfig,
         turns: Turns,
-        new_memory: Callable[[str], Path] | None = None,
+        library: Library | None = None,
     ) -> None:
-        """new_memory: where a stream with this label is remembered; None: nowhere."""
+        """library: where streams are remembered; None: nowhere."""
         self.adapter = adapter
         self.config = config
         self.turns = turns
-        self.new_memory = new_memory
+        self.library = library
         self.tier_names = tier_names(adapter.device.type)
         self.session: StreamSession | None = None
         self.source: WatchedSource | None = None
@@ -67,8 +69,7 @@ class Tab:
         self.last_seen = time.monotonic()
         self.closed = False
         self._tokens_per_second = 0.0
-        self._num_stored = 0
-        """Chunks of the stored memory that is open."""
+        self.before = Before()
         self._camera: PushSource | None = None
         self._camera_seen = float("-inf")
         self._lock = threading.RLock()
@@ -77,7 +78,7 @@ class Tab:
         self._rate: deque[tuple[float, int]] = deque(maxlen=12)
 
     def start(self, source: Source, is_upload: bool = False) -> None:
-        """Watch `source` from now on, with an empty memory and conversation. The stream before it is closed."""
+        """Watch `source` with what the library remembers of it, in a new conversation. The stream before it is closed."""
         with self._lock:
             if self.closed:
                 source.close()
@@ -85,8 +86,7 @@ class Tab:
             before = self.session
             self._end_stream()
             try:
-                memory = self.new_memory(source.info.label) if self.new_memory else None
-                self.session = StreamSession(self.adapter, self.config, turns=self.turns, memory=memory)
+                self.session = self._session_for(source)
                 if before is not None:
                     self.session.unasked.take_over(before.unasked)
             except VStreamError:
@@ -95,6 +95,7 @@ class Tab:
             self.source = WatchedSource(source, self.config.chunk_seconds)
             self._camera = source if isinstance(source, PushSource) else None
             self.is_upload = is_upload
+            self.before = Before.of(self.session)
             self.feeder = Feeder(self.session, self.source).start()
             self.sent.clear()
 
@@ -107,7 +108,7 @@ class Tab:
             config = self.config.replace(**stored_settings(folder))
             session = StreamSession(self.adapter, config, turns=self.turns, memory=folder, read_only=True)
             self._end_stream()
-            self.session, self.is_upload, self._num_stored = session, False, len(session.timeline)
+            self.session, self.is_upload, self.before = session, False, Before.of(session)
 
     def forget(self, start_seconds: float, end_seconds: float) -> list[int]:
         """Really remove a span of the stream that is being watched, its large pictures too. Returns the ids of its chunks."""
@@ -197,9 +198,9 @@ class Tab:
             lag_seconds=feeder.lag_seconds,
             fps=(n1 - n0) / (t1 - t0) if feeder.running and t1 > t0 else 0.0,
             num_dropped_frames=source.stats.frames_dropped,
-            num_kept_tokens=session.stats.num_kept_tokens,
-            num_seen_tokens=session.stats.num_seen_tokens,
-            num_chunks=session.stats.num_chunks,
+            num_kept_tokens=self.before.num_kept_tokens + session.stats.num_kept_tokens,
+            num_seen_tokens=self.before.num_seen_tokens + session.stats.num_seen_tokens,
+            num_chunks=self.before.num_chunks + session.stats.num_chunks,
             num_bytes={tier: session.bank.num_bytes(tier) for tier in ("gpu", "ram", *(("disk",) if session.memory else ()))},
             ttft_seconds=session.stats.last_ttft_seconds,
             tokens_per_second=self._tokens_per_second,
@@ -213,9 +214,9 @@ class Tab:
         """A memory without its source."""
         return Snapshot(
             state="stored",
-            label=session.memory.folder.name if session.memory else "",
+            label=self.before.label,
             now_seconds=session.now_seconds,
-            num_chunks=self._num_stored,
+            num_chunks=self.before.num_chunks,
             num_bytes={tier: session.bank.num_bytes(tier) for tier in ("gpu", "ram", "disk")},
             ttft_seconds=session.stats.last_ttft_seconds,
             tokens_per_second=self._tokens_per_second,
@@ -280,17 +281,25 @@ class Tab:
         self.moment = None
         self.sent.clear()
 
+    def _session_for(self, source: Source) -> StreamSession:
+        if self.library is None:
+            return StreamSession(self.adapter, self.config, turns=self.turns)
+        return self.library.session(self.adapter, self.config, self.turns, source.info.label, source.recording_key)
+
     def _end_stream(self) -> None:
         self._cancel.set()
-        if self.feeder:
-            self.feeder.stop()
-        # An answer that is being written still reads the memory: it ends at its next token.
-        if self._asking.acquire(timeout=CLOSE_WAIT_SECONDS):
-            self._asking.release()
-        if self.session:
-            self.session.close()
+        with self.library.leaving() if self.library else nullcontext():
+            if self.feeder:
+                self.feeder.stop()
+            # An answer that is being written still reads the memory: it ends at its next token.
+            if self._asking.acquire(timeout=CLOSE_WAIT_SECONDS):
+                self._asking.release()
+            if self.session and self.library:
+                self.library.close(self.session)
+            elif self.session:
+                self.session.close()
         self.session = self.source = self.feeder = self._camera = None
         self.dialogue, self.marked, self.moment = [], frozenset(), None
-        self._tokens_per_second = 0.0
+        self.before, self._tokens_per_second = Before(), 0.0
         self._rate.clear()
         self.sent.clear()
