@@ -98,12 +98,11 @@ def _wrong_chunks(memory: StoredMemory, info: ModelInfo, seed: int, known: Ackno
         known.forgetting = set()
         if half - ids:
             wrong.append(f"a span was forgotten by half: {sorted(half & ids)} are there, {sorted(half - ids)} are not")
-    # What was being forgotten and is not there any more has been forgotten.
-    known.forgotten |= known.forgetting - ids - gone
+    # What was said to be forgotten was there before: the next child must not put it again.
+    known.next_id = max(known.committed, max(ids | known.forgotten, default=-1) + 1)
+    # What was being forgotten and is not there any more has been forgotten, or was never committed and may come yet.
+    known.forgotten |= {i for i in known.forgetting - ids - gone if i < known.next_id}
     known.forgetting = set()
-    known.next_id = max(known.committed, max(ids, default=-1) + 1)
-    # What comes after that was never committed: the next child puts it again.
-    known.forgotten &= set(range(known.next_id))
     missing = set(range(known.next_id)) - ids - known.forgotten - gone
     if missing:
         wrong.append(f"committed chunks are missing: {sorted(missing)}")

@@ -175,6 +175,12 @@ class Manifest(Database):
         """Ids of all chunks, also of those whose KV is gone, in stream order."""
         return [row[0] for row in self.query(f"SELECT chunk_id FROM chunks {where} ORDER BY chunk_id", values)]
 
+    def span_of(self, chunk_ids: Collection[int]) -> tuple[float, float]:
+        """From where the first of these chunks starts to where the last one ends; at least one, next to each other."""
+        ends = "SELECT min(start_seconds), max(end_seconds) FROM chunks WHERE chunk_id BETWEEN ? AND ?"
+        ((start, end),) = self.query(ends, (min(chunk_ids), max(chunk_ids)))
+        return start, end
+
     def holds(self, chunk_id: int) -> bool:
         """Whether the KV of a chunk is stored."""
         return bool(self.query("SELECT 1 FROM chunks WHERE chunk_id = ? AND segment NOT NULL", (int(chunk_id),)))

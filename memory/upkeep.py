@@ -58,7 +58,8 @@ def forget_span(memory: StoredMemory, start_seconds: float, end_seconds: float) 
     check_span(start_seconds, end_seconds)
     ids = memory.manifest.ids_of_all("WHERE start_seconds < ? AND end_seconds > ?", (end_seconds, start_seconds))
     if ids:
-        forget(memory, ids, [Gap(start_seconds, end_seconds, "forgotten")])
+        # Whole chunks go, and nothing beyond what was watched is a gap.
+        forget(memory, ids, [Gap(*memory.manifest.span_of(ids), "forgotten")])
     return ids
 
 

@@ -127,7 +127,7 @@ class VectorFile:
                     if not len(records):
                         return
                     left -= len(records)
-                    rows = records.view(np.uint8).reshape(len(records), -1)
+                    rows = records.view(np.uint8).reshape(len(records), self._record.itemsize)
                     right = np.array([zlib.crc32(row[:-4].data) for row in rows], dtype=np.uint32) == records["crc32"]
                     yield Summaries(records["chunk_id"], records["span"], records["num_tokens"], records["mean_key"]).only(
                         right
@@ -155,6 +155,6 @@ class VectorFile:
         records = np.zeros(len(summaries), self._record)
         records["chunk_id"], records["span"] = summaries.chunk_ids, summaries.spans
         records["num_tokens"], records["mean_key"] = summaries.num_tokens, summaries.mean_keys
-        rows = records.view(np.uint8).reshape(len(records), -1)
+        rows = records.view(np.uint8).reshape(len(records), self._record.itemsize)
         records["crc32"] = [zlib.crc32(row[:-4].data) for row in rows]
         return records.tobytes()

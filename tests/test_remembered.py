@@ -138,6 +138,22 @@ def test_what_is_forgotten_is_in_no_answer_and_no_view(random_adapter, frames, t
         assert again.bank.chunk_ids() == [*left, 12] and again.record(4) is None
 
 
+@pytest.mark.parametrize("start", [9.5, 0.0])
+def test_what_was_forgotten_at_the_end_is_not_watched_again(random_adapter, frames, tmp_path: Path, start: float) -> None:
+    with StreamSession(random_adapter, SMALL, memory=tmp_path / "m") as session:
+        session.join("film", "film 1")
+        for frame in frames:
+            session.push(frame)
+        session.finish()
+        session.forget(start, 100.0)
+    with StreamSession(random_adapter, SMALL, memory=tmp_path / "m") as session:
+        assert session.join("film", "film 1").start_seconds == 12.0
+        (gap,) = [gap for gap in session.memory.manifest.gaps() if gap.reason == "forgotten"]
+        assert (gap.start_seconds, gap.end_seconds) == (int(start), 12.0), "whole chunks, and nothing beyond them"
+        session.push(Frame(frames[0].data, 12.0))
+        assert [record.chunk_id for record in session.finish()] == [12]
+
+
 def test_a_session_without_a_memory_has_nothing_to_save_to(random_adapter, frames) -> None:
     with watched(random_adapter, frames[:4], None) as session, pytest.raises(MemoryBankError, match="no memory"):
         session.save()

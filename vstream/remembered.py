@@ -72,6 +72,9 @@ def join(memory: StoredMemory, chunk_seconds: float, label: str, key: str, end_s
     where it was left follows behind one empty chunk: a gap, with the wall-clock time that passed.
     """
     now = time.time()
+    # What was forgotten at the end was watched, too: it must not be watched again.
+    ends = [gap.end_seconds for gap in memory.manifest.gaps() if gap.reason == "forgotten"]
+    end_seconds = max([*ends, *([end_seconds] if end_seconds is not None else [])], default=None)
     if end_seconds is None:
         memory.begin_sitting(Sitting(0.0, 0.0, label, key, now), [])
         return Joined()

@@ -42,13 +42,7 @@ CLOSE_WAIT_SECONDS = 30.0
 class Tab:
     """A stream session of its own, and the conversation about it. All tabs share one adapter and one `turns`."""
 
-    def __init__(
-        self,
-        adapter: ModelAdapter,
-        config: SessionConfig,
-        turns: Turns,
-        library: Library | None = None,
-    ) -> None:
+    def __init__(self, adapter: ModelAdapter, config: SessionConfig, turns: Turns, library: Library | None = None) -> None:
         """library: where streams are remembered; None: nowhere."""
         self.adapter = adapter
         self.config = config
