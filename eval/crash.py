@@ -20,7 +20,8 @@ import tempfile
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -176,7 +177,7 @@ def kill_sessions(place: Path, num_kills: int, seed: int, adapter: ModelAdapter,
     from data.world import make_world
 
     rng = random.Random(seed)
-    with Progress("killing sessions", num_kills, "kills") as progress:
+    with _one_thread(), Progress("killing sessions", num_kills, "kills") as progress:
         for number in range(num_kills):
             folder = place / f"session-{number}"
             # One whole chunk is two frames; the last, unfinished one is never stored by a child that is killed.
@@ -193,6 +194,17 @@ def kill_sessions(place: Path, num_kills: int, seed: int, adapter: ModelAdapter,
             check_session(folder, adapter, frames, tally, f"session {number}, {point}")
             shutil.rmtree(folder, ignore_errors=True)
             progress.update(number + 1)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """The child has one thread, and sums come out bit-equal only with as many threads."""
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(num_threads)
 
 
 def _killed(child: Callable[[int], None], known: Acknowledged, after_seconds: float | None) -> bool:

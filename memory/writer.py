@@ -174,6 +174,7 @@ class WriteBehind:
             if not self.error:
                 logger.warning("%s; the stream goes on in RAM", error)
             self.error = error
+            self._give_up_the_oldest()
             return
         if self.error:
             logger.warning("%s is written again", self.memory.folder)
