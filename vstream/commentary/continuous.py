@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from model_adapters.base import ChunkKV, KVContext, ModelAdapter, TokenRun
 from vstream.commentary.base import STYLES, Commentator, NarrationRules, Utterance
-from vstream.commentary.guards import DuplicateGuard, WordBudget, is_silence, shortened, without_loop
+from vstream.commentary.guards import DuplicateGuard, WordBudget, is_silence, said_in, shortened, without_loop
 from vstream.prompts import Prompts
 from vstream.triggers import LiveChunk
 from vstream.turns import Turns
@@ -106,15 +106,7 @@ class ContinuousCommentator(Commentator):
         """The words of this step; none for silence."""
         room = max(1, TOKENS_PER_WORD * num_words)
         tokens = self.adapter.generate(self._context.fork(), self.adapter.question_run(""), room)
-        text = ""
-        while True:
-            with self.turns.answer():
-                longer = next(tokens, None)
-            if longer is None:
-                break
-            text, loops = without_loop(longer)
-            if loops or len(text.split()) > num_words:
-                break
+        text = said_in(tokens, num_words, self.turns)
         if is_silence(text, self.prompts.silence) or not num_words:
             return ""
         text = shortened(text.strip(), num_words)

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import re
 from collections import deque
+from collections.abc import Iterator
 
 from data.questions import canonical
+from vstream.turns import Turns
 
 SHORT_PHRASE = 2
 """A phrase of up to this many words is a loop from its third repetition on, a longer one from its second."""
@@ -27,6 +29,19 @@ def without_loop(text: str) -> tuple[str, bool]:
             if end >= times * size and bare[end - times * size : end] == phrase * times:
                 return " ".join(words[: end - (times - 1) * size]), True
     return text, False
+
+
+def said_in(tokens: Iterator[str], num_words: int, turns: Turns) -> str:
+    """What a model says, as it grows, up to where it loops or has said more than `num_words`. A turn for every token."""
+    text = ""
+    while True:
+        with turns.answer():
+            longer = next(tokens, None)
+        if longer is None:
+            return text
+        text, loops = without_loop(longer)
+        if loops or len(text.split()) > num_words:
+            return text
 
 
 def shortened(text: str, max_words: int) -> str:

@@ -10,7 +10,7 @@ from collections import deque
 
 from model_adapters.base import ChunkKV, ModelAdapter
 from vstream.commentary.base import STYLES, Commentator, NarrationRules, Utterance
-from vstream.commentary.guards import DuplicateGuard, WordBudget, is_silence, shortened, without_loop
+from vstream.commentary.guards import DuplicateGuard, WordBudget, is_silence, said_in, shortened
 from vstream.config import SessionConfig
 from vstream.prompts import Prompts
 from vstream.triggers import AnyOf, Gated, LiveChunk, Poll, SilenceToken, Trigger, create_gate
@@ -86,16 +86,7 @@ class PromptedCommentator(Commentator):
             context = adapter.new_context(sum(kv.num_tokens for kv in chunks) + run.num_tokens + room)
             adapter.append(context, chunks)
         tokens = adapter.generate(context, run, room)
-        text = ""
-        while True:
-            with self.turns.answer():
-                longer = next(tokens, None)
-            if longer is None:
-                break
-            text, loops = without_loop(longer)
-            if loops or len(text.split()) > num_words:
-                break
-        return shortened(text.strip(), num_words)
+        return shortened(said_in(tokens, num_words, self.turns).strip(), num_words)
 
     def _tail(self) -> tuple[str, ...]:
         """Its own last words, as many as fit into `text_tokens`."""
