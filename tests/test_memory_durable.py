@@ -10,6 +10,7 @@ import sqlite3
 import stat
 import threading
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -375,6 +376,16 @@ def test_a_file_system_that_takes_no_more_bytes(tmp_path: Path) -> None:
     again.close()
 
 
+def pulling_the_plug(point: str) -> Callable[[str], None]:
+    """A fault at one marked point."""
+
+    def fault(reached: str) -> None:
+        if reached == point:
+            raise OSError(errno.EIO, "pulled the plug")
+
+    return fault
+
+
 def wait_until_written(bank: DurableBank) -> None:
     with bank.writer._changed:
         assert bank.writer._changed.wait_for(lambda: bank.writer.error is None, timeout=60)
@@ -484,11 +495,7 @@ def test_an_interrupted_thinning_is_either_undone_or_finished(tmp_path: Path, po
     fill(bank := stored_bank(tmp_path / "m"), range(10))
     bank.close()
 
-    def fault(reached: str) -> None:
-        if reached == point:
-            raise OSError(errno.EIO, "pulled the plug")
-
-    bank = stored_bank(tmp_path / "m", fault=fault)
+    bank = stored_bank(tmp_path / "m", fault=pulling_the_plug(point))
     with pytest.raises(OSError, match="pulled the plug"):
         rewrite(bank.memory, bank.memory.manifest.segments_by_age(), thinning=THINNING)
     bank.close()
@@ -560,11 +567,7 @@ def test_an_interrupted_forgetting_is_either_undone_or_finished(tmp_path: Path, 
     fill(bank := stored_bank(tmp_path / "m"), range(10))
     bank.close()
 
-    def fault(reached: str) -> None:
-        if reached == point:
-            raise OSError(errno.EIO, "pulled the plug")
-
-    bank = stored_bank(tmp_path / "m", fault=fault)
+    bank = stored_bank(tmp_path / "m", fault=pulling_the_plug(point))
     with pytest.raises(MemoryBankError, match="pulled the plug"):
         bank.forget(0.35, 0.45)
     bank.close()

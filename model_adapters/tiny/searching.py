@@ -30,8 +30,10 @@ def retrieval_loss(keys: torch.Tensor, queries: torch.Tensor, batch: Batch) -> t
     losses, recalls = [], []
     for b, asked in enumerate(batch.asked):
         for j, a in enumerate(asked):
+            if a.family not in RETRIEVED_FAMILIES or a.chunk <= 2:
+                continue
             rivals, wanted = contest(batch, b, a)
-            if a.family in RETRIEVED_FAMILIES and wanted and a.chunk > 2:
+            if wanted:
                 row = scores[b, j].flatten().masked_fill(~rivals.flatten(), float("-inf"))
                 targets = [b * num_chunks + k for k in wanted]
                 losses.append(-row.log_softmax(0)[targets].mean())
