@@ -119,6 +119,22 @@ class World:
         """The same stream drawn on a canvas of another size."""
         return replace(self, side=side, _canvas={})
 
+    def spread_out(self, rng: np.random.Generator, gap_seconds: tuple[int, int]) -> World:
+        """The same objects in the same order with longer gaps, drawn evenly from [low, high) whole seconds, before each.
+
+        Objects that no longer fit are left out. A world's own gaps are 0 to 2 s; quiet streams have more.
+        """
+        stays: list[Stay] = []
+        at = 0
+        for stay in self.stays:
+            start = at + int(rng.integers(*gap_seconds))
+            at = start + stay.end_seconds - stay.start_seconds
+            if at > self.seconds:
+                break
+            stays.append(replace(stay, start_seconds=start, end_seconds=at))
+        there = {stay.name for stay in stays}
+        return replace(self, stays=tuple(stays), needles=tuple(n for n in self.needles if n in there), _canvas={})
+
 
 def _paint(picture: np.ndarray, stay: Stay, cx: float, cy: float) -> None:
     side = picture.shape[-1]

@@ -57,20 +57,9 @@ def make_scene(kind: str, seed: int, seconds: int, side: int = 128) -> Scene:
     if kind not in KINDS:
         raise ValueError(f"unknown kind {kind!r}; known: {', '.join(KINDS)}")
     world = make_world(seed, seconds, side)
-    return Scene(kind, _spread_out(world, seed) if kind == "quiet" else world, seed)
-
-
-def _spread_out(world: World, seed: int) -> World:
-    """The same objects in the same order, with minutes between them; those that no longer fit are left out."""
-    rng = np.random.default_rng([seed, 2])
-    stays, at = [], 0
-    for stay in world.stays:
-        start = at + int(rng.integers(*QUIET_GAP_SECONDS))
-        at = start + stay.end_seconds - stay.start_seconds
-        if at > world.seconds:
-            break
-        stays.append(replace(stay, start_seconds=start, end_seconds=at))
-    return replace(world, stays=tuple(stays), _canvas={})
+    if kind == "quiet":
+        world = world.spread_out(np.random.default_rng([seed, 2]), QUIET_GAP_SECONDS)
+    return Scene(kind, world, seed)
 
 
 def _shifted(picture: np.ndarray, offset: np.ndarray) -> np.ndarray:

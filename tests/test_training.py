@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,12 +19,14 @@ from data.world import make_world
 from model_adapters.base import VisualTokens
 from model_adapters.registry import load_adapter
 from model_adapters.tiny.asking import Stretch
+from model_adapters.tiny.clips import FULL_LIGHT, Light, random_clip, random_light
 from model_adapters.tiny.config import build_tokenizer, number_codes
 from model_adapters.tiny.library import CELLS, Library
 from model_adapters.tiny.losses import Watcher
 from model_adapters.tiny.optim import Optimizers, save_state
 from model_adapters.tiny.samples import PAD, QUESTION, SINK, Batch, Sampler
 from model_adapters.tiny.searching import retrieval_loss
+from model_adapters.tiny.steady import apart
 from model_adapters.tiny.train import fix_numbers, forward
 from vstream.config import SessionConfig
 from vstream.session import StreamSession
@@ -202,16 +205,16 @@ def test_answers_are_the_truth_about_the_cut_world(tokenizer, library, seed: int
                 families.add(a.family)
                 second, at = stretch.start + a.chunk, stretch.time_of(a.chunk)
                 assert int(at) == second
+                now, before = names[second], names[second - 1] if a.chunk else None
                 if a.family == "clock":
                     expected = f"at {second} s"
                 elif a.family == "comment":
-                    before, now = names[second - 1], names[second]
                     words = [f"the {before} leaves"] * (before is not None and before != now)
                     words += [f"a {now} appears"] * (now is not None and before != now)
                     expected = " and ".join(words) or "silence"
                 elif a.family == "watch":
                     name = re.fullmatch(r"tell me when a (.+) appears", a.question)[1]
-                    expected = "yes" if names[second] == name and names[second - 1] != name else "no"
+                    expected = "yes" if now == name and before != name else "no"
                 elif a.family == "which":
                     name = re.fullmatch(r"which way did the (.+) move \?", a.question)[1]
                     (stay,) = [s for s in stretch.world.stays if s.name == name]
@@ -390,3 +393,39 @@ def test_number_codes_are_alike_for_all_who_draw_them() -> None:
     near = (codes @ codes.T / lengths[0] ** 2).fill_diagonal_(0)
     assert float(near.max()) < 0.9
     assert int(torch.linalg.matrix_rank(codes)) == 48
+
+
+def test_a_clip_in_dim_light_is_the_same_clip_darker() -> None:
+    rng = np.random.default_rng(1)
+    for clip in (random_clip(rng) for _ in range(6)):
+        clip = replace(clip, quality=None)
+        full, dim = clip.pictures(FULL_LIGHT).float(), clip.pictures(Light(0.4, 1e9, 0.5)).float()
+        # Dimmed before it is resized: levels are rounded twice, and bicubic weights sum to more than one in size.
+        assert (dim - 0.6 * full).abs().max() <= 2.5
+
+
+def test_light_stays_between_full_and_its_depth() -> None:
+    rng = np.random.default_rng(2)
+    lights = [random_light(rng) for _ in range(200)]
+    assert 60 < sum(light == FULL_LIGHT for light in lights) < 140
+    for light in lights:
+        gains = [light.gain(t) for t in np.linspace(0, light.period_seconds, 50)]
+        assert max(gains) <= 1 and abs(min(gains) - (1 - light.depth)) < 0.01
+
+
+def test_a_tower_learns_to_say_of_dim_clips_what_it_says_in_full_light(fresh) -> None:
+    visual = fresh.model.visual
+    teacher = copy.deepcopy(visual)
+    rng = np.random.default_rng(3)
+    full = [replace(random_clip(rng), light=FULL_LIGHT) for _ in range(4)]
+    dim = [replace(clip, light=Light(0.5, 1e9, 0.5)) for clip in full]
+    assert apart(visual, teacher, full).max() < 1e-6
+    before = apart(visual, teacher, dim)
+    before.sum().backward()
+    moved = [p for p in visual.parameters() if p.grad is not None]
+    size = torch.stack([p.grad.norm() for p in moved]).norm()
+    with torch.no_grad():
+        for p in moved:
+            p -= 0.003 / size * p.grad
+    after = apart(visual, teacher, dim)
+    assert before.min() > 0.01 and after.sum() < before.sum()

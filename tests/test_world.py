@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -248,3 +249,17 @@ def test_comments_tell_every_entry_and_exit_once(seed: int) -> None:
         words += [f"a {now} appears"] * (now is not None and previous != now)
         assert comment_at(world, second) == " and ".join(words)
         previous = now
+
+
+def test_spread_out_keeps_order_and_looks_and_leaves_out_what_does_not_fit() -> None:
+    world = make_world(3, 60)
+    quiet = world.spread_out(np.random.default_rng(0), (5, 9))
+    assert 2 <= len(quiet.stays) < len(world.stays)
+    ends = [0] + [stay.end_seconds for stay in quiet.stays]
+    for was, now, end in zip(world.stays, quiet.stays, ends, strict=False):
+        assert 5 <= now.start_seconds - end < 9
+        assert now == replace(was, start_seconds=now.start_seconds, end_seconds=now.end_seconds)
+        assert now.end_seconds - now.start_seconds == was.end_seconds - was.start_seconds
+    assert set(quiet.needles) == {stay.name for stay in quiet.stays} & set(world.needles)
+    for t in (0.0, 4.9):
+        assert quiet.on_screen(t) is None

@@ -23,7 +23,7 @@ from data.questions import (
 )
 from data.world import PAIRS, Stay, World
 
-MIX = {"now": 1, "clock": 2, "at": 5, "when": 4, "did": 2, "which": 2, "after": 5, "watch": 1, "comment": 1}
+MIX = {"now": 1, "clock": 2, "at": 5, "when": 4, "did": 2, "which": 2, "after": 5, "watch": 2, "comment": 2}
 
 
 @dataclass
@@ -114,24 +114,31 @@ class Asker:
             edges = [t - stretch.start for s in stretch.world.stays for t in (s.start_seconds, s.end_seconds)]
             edges = [k for k in edges if 0 < k < stretch.num - stretch.partial]
             newest = int(self.rng.choice(edges)) if edges else newest
-        if newest == 0 or stretch.is_half(newest):
+        if stretch.is_half(newest):
             return None
-        words = comment_at(stretch.world, stretch.start + newest) or SILENCE
+        words = comment_at(stretch.world, stretch.start + newest)
+        if newest == 0:
+            # Nothing came before: what is there has just come into view, and nothing can be seen to leave.
+            first = stretch.world.on_screen(stretch.start)
+            words = f"a {first.name} appears" if first else ""
+        words = words or SILENCE
         return WorldQuestion("comment", COMMENT_QUESTION, words, stretch.time_of(newest), None), newest, []
 
     def _watch(self, stretch: Stretch, newest: int) -> Made | None:
-        entries = [s for s in stretch.world.stays if 0 < s.start_seconds - stretch.start < stretch.num - stretch.partial]
+        entries = [s for s in stretch.world.stays if s.start_seconds - stretch.start < stretch.num - stretch.partial]
         known = stretch.known(newest)
         kind = self.rng.random()
         if entries and kind < 0.6:
             stay = entries[int(self.rng.integers(len(entries)))]
-            newest = stay.start_seconds - stretch.start
+            newest = max(0, stay.start_seconds - stretch.start)
             name = stay.name if kind < 0.4 else self._like(stay.name)
         else:
             name = str(self.rng.choice([s.name for s in known])) if known else self._any()
-        if newest == 0 or stretch.is_half(newest):
+        if stretch.is_half(newest):
             return None
-        fires = any(s.name == name and s.start_seconds == stretch.start + newest for s in stretch.world.stays)
+        # In the first chunk whatever is there has just come into view.
+        there = stretch.world.on_screen(stretch.start + newest)
+        fires = there is not None and there.name == name and (newest == 0 or there.start_seconds == stretch.start + newest)
         text = f"tell me when a {name} appears"
         return WorldQuestion("watch", text, "yes" if fires else "no", stretch.time_of(newest), None), newest, []
 

@@ -150,3 +150,18 @@ def write_side_files(folder: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save_pretrained(folder)
     (folder / "preprocessor_config.json").write_text(json.dumps(PREPROCESSOR, indent=1) + "\n")
+
+
+def load_checkpoint(folder: Path) -> Qwen3VLForConditionalGeneration:
+    """A saved model in float32, to be trained further."""
+    return Qwen3VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa")
+
+
+def save_checkpoint(model: Any, tokenizer, folder: Path) -> None:
+    """Write the model as any checkpoint is written: config, bfloat16 safetensors, tokenizer, processor configuration."""
+    # The head is tied to the embeddings: written once.
+    tied = {name: p for name, p in model.state_dict().items() if name != "lm_head.weight"}
+    weights = {name: p.detach().to(torch.bfloat16).contiguous() for name, p in tied.items()}
+    model.config.dtype = torch.bfloat16
+    model.save_pretrained(folder, state_dict=weights)
+    write_side_files(folder, tokenizer)

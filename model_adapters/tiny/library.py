@@ -10,7 +10,7 @@ import torch
 
 from data.change import ChangeDetector
 from data.world import World, make_world
-from model_adapters.tiny.clips import SIDES, SPEC, draw, random_quality
+from model_adapters.tiny.clips import SIDES, SPEC, draw, random_light, random_quality
 from model_adapters.tiny.warmup import embed
 
 CELLS = 16
@@ -32,6 +32,8 @@ class EncodedStream:
 
 PARTIALS = 3
 """Seconds per stream of which a one-frame chunk is kept as well."""
+QUIET, QUIET_GAP_SECONDS = 0.15, (2, 16)
+"""Share of streams with long gaps between the objects, and these gaps."""
 
 
 class Library:
@@ -67,6 +69,8 @@ class Library:
             num_needles=4,
             min_objects_for_distractors=int(rng.choice([0, 40])),
         )
+        if rng.random() < QUIET:
+            world = world.spread_out(rng, QUIET_GAP_SECONDS)
         chunks, keep, partial = _chunks(world, self.seconds, rng)
         row = slot * self.rows_per_stream
         with torch.autocast("cpu", torch.bfloat16):
@@ -80,12 +84,12 @@ class Library:
 def _chunks(
     world: World, seconds: int, rng: np.random.Generator
 ) -> tuple[list[torch.Tensor], np.ndarray, dict[int, torch.Tensor]]:
-    quality = random_quality(rng)
+    quality, light = random_quality(rng), random_light(rng)
     late = float(rng.uniform(0, 0.06)) if rng.random() < 0.3 else 0.0
     threshold = float(rng.uniform(0.02, 0.07)) if rng.random() < 0.85 else -1.0
     every = int(rng.choice([8, 16, 32, 1000]))
     detector = ChangeDetector(SPEC.cell, threshold, "last_kept" if rng.random() < 0.8 else "previous")
-    chunks = [draw(world, [k + late, k + 0.5 + (late if rng.random() < 0.5 else 0.0)], quality, rng) for k in range(seconds)]
+    chunks = [draw(world, [k + late, k + 0.5 + (late if rng.random() < 0.5 else 0.0)], quality, light) for k in range(seconds)]
     keep = np.stack([detector.keep(c, whole=k % every == 0).reshape(-1).numpy() for k, c in enumerate(chunks)])
-    stills = {int(k): draw(world, [k + late] * 2, quality, rng) for k in rng.choice(seconds, PARTIALS, replace=False)}
+    stills = {int(k): draw(world, [k + late] * 2, quality, light) for k in rng.choice(seconds, PARTIALS, replace=False)}
     return chunks, keep, stills

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from model_adapters.tiny.config import CHECKPOINT, build_model, build_tokenizer, write_side_files
+from model_adapters.tiny.config import CHECKPOINT, build_model, build_tokenizer, load_checkpoint, save_checkpoint
 from model_adapters.tiny.library import Library
 from model_adapters.tiny.losses import Watcher, look_loss, match_loss, stamp_loss
 from model_adapters.tiny.optim import Optimizers, save_state
@@ -182,16 +182,6 @@ def held_out_words(model: Any, tokenizer, library: Library, watcher: Watcher) ->
     return " | ".join(words)
 
 
-def save_checkpoint(model: Any, tokenizer, folder: Path) -> None:
-    """Write the model as any checkpoint is written: config, bfloat16 safetensors, tokenizer, processor configuration."""
-    # The head is tied to the embeddings: written once.
-    tied = {name: p for name, p in model.state_dict().items() if name != "lm_head.weight"}
-    weights = {name: p.detach().to(torch.bfloat16).contiguous() for name, p in tied.items()}
-    model.config.dtype = torch.bfloat16
-    model.save_pretrained(folder, state_dict=weights)
-    write_side_files(folder, tokenizer)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=Path, default=Path("runs/tiny"), help="folder for state and logs")
@@ -207,7 +197,7 @@ def main() -> None:
     model = build_model(tokenizer)
     shipped = CHECKPOINT / "model.safetensors"
     if shipped.exists() and not args.fresh:
-        model = type(model).from_pretrained(CHECKPOINT, dtype=torch.float32, attn_implementation="sdpa")
+        model = load_checkpoint(CHECKPOINT)
     else:
         warm_up(model, args.runs / "warmup.pt", torch.device("cpu"))
     train(model, tokenizer, args.runs, args.max_steps, args.tokens, args.matrix_lr, args.streams, args.seed)

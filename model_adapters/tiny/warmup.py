@@ -17,7 +17,7 @@ from torch import nn
 
 from data.world import COLORS, DIRECTIONS, SHAPES
 from model_adapters.preprocess import patchify
-from model_adapters.tiny.clips import SPEC, labelled_clip
+from model_adapters.tiny.clips import SPEC, random_clip
 from model_adapters.tiny.optim import Optimizers, save_state
 
 CLASSES = (len(COLORS) + 1, len(SHAPES) + 1, len(DIRECTIONS) + 1)
@@ -51,8 +51,9 @@ def warm_up(model: Any, state: Path, device: torch.device, max_steps: int = 6000
     if step and saved["done"]:
         return
     while step < max_steps:
-        clips, labels = zip(*(labelled_clip(rng) for _ in range(batch)), strict=True)
-        target = torch.tensor(labels, device=device)
+        drawn = [random_clip(rng) for _ in range(batch)]
+        clips = [clip.pictures() for clip in drawn]
+        target = torch.tensor([clip.labels for clip in drawn], device=device)
         optimizers.set_scale(min(1.0, (step + 1) / 100) * max(0.05, 1 - step / max_steps))
         with torch.autocast(device.type, torch.bfloat16):
             features = embed(visual, torch.stack(clips).to(device))
