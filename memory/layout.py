@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from zlib_ng.zlib_ng import crc32
 
 from data.errors import MemoryBankError
 from model_adapters.base import ChunkKV
@@ -142,4 +142,4 @@ def unpack(layout: str, data: torch.Tensor, crc32: int) -> Packet:
 
 def checksum(layout: str, data: torch.Tensor) -> int:
     """CRC-32 over a layout and its block."""
-    return zlib.crc32(data.numpy().data, zlib.crc32(layout.encode()))
+    return crc32(data.numpy().data, crc32(layout.encode()))

@@ -8,10 +8,11 @@ from __future__ import annotations
 import os
 import sqlite3
 import time
-import zlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import astuple
 from pathlib import Path
+
+from zlib_ng.zlib_ng import crc32
 
 from data.errors import MemoryBankError
 from memory.database import UNREADABLE, Database
@@ -258,4 +259,4 @@ class Manifest(Database):
 
 
 def _crc32(name: str, value: str) -> int:
-    return zlib.crc32(f"{name}={value}".encode())
+    return crc32(f"{name}={value}".encode())

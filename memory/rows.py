@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-import zlib
 from dataclasses import astuple, dataclass, fields
 from typing import NamedTuple
+
+from zlib_ng.zlib_ng import crc32
 
 from data.errors import MemoryBankError
 from memory.layout import PackedChunk
@@ -75,7 +76,7 @@ class ChunkRow:
     @property
     def checksum(self) -> int:
         plain = [value for value in astuple(self) if not isinstance(value, bytes)]
-        return zlib.crc32(self.thumbnail, zlib.crc32(self.keep, zlib.crc32(json.dumps(plain).encode())))
+        return crc32(self.thumbnail, crc32(self.keep, crc32(json.dumps(plain).encode())))
 
     def columns(self) -> tuple[object, ...]:
         """The values of CHUNK_COLUMNS."""

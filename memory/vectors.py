@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from zlib_ng.zlib_ng import crc32
 
 from memory.files import Fault, no_fault, write_whole
 from model_adapters.base import ChunkKV
@@ -128,7 +128,7 @@ class VectorFile:
                         return
                     left -= len(records)
                     rows = records.view(np.uint8).reshape(len(records), self._record.itemsize)
-                    right = np.array([zlib.crc32(row[:-4].data) for row in rows], dtype=np.uint32) == records["crc32"]
+                    right = np.array([crc32(row[:-4].data) for row in rows], dtype=np.uint32) == records["crc32"]
                     yield Summaries(records["chunk_id"], records["span"], records["num_tokens"], records["mean_key"]).only(
                         right
                     )
@@ -156,5 +156,5 @@ class VectorFile:
         records["chunk_id"], records["span"] = summaries.chunk_ids, summaries.spans
         records["num_tokens"], records["mean_key"] = summaries.num_tokens, summaries.mean_keys
         rows = records.view(np.uint8).reshape(len(records), self._record.itemsize)
-        records["crc32"] = [zlib.crc32(row[:-4].data) for row in rows]
+        records["crc32"] = [crc32(row[:-4].data) for row in rows]
         return records.tobytes()

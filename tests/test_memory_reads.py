@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import zlib
 from itertools import pairwise
 from pathlib import Path
 
@@ -12,10 +13,20 @@ from test_memory_stores import chunk, same
 
 from data.errors import MemoryBankError
 from memory.codecs import decoded
-from memory.layout import Packet
+from memory.layout import Packet, checksum
 from memory.segment_file import Place, read_blocks
 from memory.segments import DiskStore
 from model_adapters.cache import BufferContext
+
+
+@pytest.mark.parametrize("num", [0, 1, 63, 5_000, 300_001])
+def test_checksums_are_the_crc32_that_any_zlib_makes(num: int) -> None:
+    """So that a memory opens wherever it was written."""
+    data = random.Random(num).randbytes(num)
+    expected = zlib.crc32(data, zlib.crc32("läyout".encode()))
+    assert (
+        checksum("läyout", torch.frombuffer(bytearray(data), dtype=torch.uint8) if num else torch.empty(0).byte()) == expected
+    )
 
 
 @pytest.mark.parametrize("seed", range(5))
