@@ -15,7 +15,7 @@ from data.errors import MemoryBankError
 from memory.files import PRIVATE_FILE, locked, make_private
 from memory.identity import Identity
 from memory.manifest import MANIFEST
-from memory.opening import LOCK, NEW_MANIFEST, is_memory, open_memory
+from memory.opening import LOCK, NEW_MANIFEST, is_memory, is_torn, open_memory
 from memory.rows import Gap, Sitting
 from memory.segment_file import segment_path
 from memory.stored import StoredMemory
@@ -65,11 +65,12 @@ class Verdict:
 
 
 def memories(folder: Path) -> list[Path]:
-    """The memories in a folder: itself, or those in the folders below it, by name. MemoryBankError if it cannot be listed."""
-    if is_memory(folder):
+    """The memories in a folder: itself, or those in the folders below it, by name; also those that have lost their manifest.
+    MemoryBankError if it cannot be listed."""
+    if is_memory(folder) or is_torn(folder):
         return [folder]
     try:
-        return sorted(path for path in folder.iterdir() if path.is_dir() and is_memory(path))
+        return sorted(path for path in folder.iterdir() if path.is_dir() and (is_memory(path) or is_torn(path)))
     except OSError as error:
         raise MemoryBankError(f"{folder} cannot be listed: {error.strerror}; give a folder of memories") from error
 
@@ -188,7 +189,7 @@ def export_copy(folder: Path, out: Path) -> int:
 
 def delete(folder: Path) -> list[str]:
     """Delete a memory. Returns the names of foreign files, which stay. MemoryBankError if it is being written."""
-    if not is_memory(folder):
+    if not is_memory(folder) and not is_torn(folder):
         raise MemoryBankError(f"{folder} holds no memory; nothing was deleted")
     with locked(folder / LOCK):
         # The manifest first: a deletion that is interrupted leaves no memory that names what is gone.

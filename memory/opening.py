@@ -83,12 +83,17 @@ def is_memory(folder: Path) -> bool:
     return (folder / MANIFEST).is_file()
 
 
+def is_torn(folder: Path) -> bool:
+    """Whether a folder holds what is left of a memory without its manifest."""
+    return not is_memory(folder) and any(folder.glob("segment-*.safetensors"))
+
+
 def _check_there(folder: Path) -> None:
     if is_memory(folder):
         return
     if not folder.is_dir():
         raise MemoryBankError(f"there is no memory at {folder}; give the folder of one")
-    if any(folder.glob("segment-*.safetensors")):
+    if is_torn(folder):
         raise MemoryBankError(f"{folder} holds segments but no {MANIFEST}: it was copied by half; copy the whole folder again")
     raise MemoryBankError(f"{folder} holds no memory; give the folder of one")
 

@@ -27,6 +27,7 @@ from vstream.ui import tab as tab_module
 from vstream.ui.chips import MAX_CHIPS, chips_html, merged
 from vstream.ui.dialogue import Exchange, finished_turns, messages
 from vstream.ui.refresh import fresh
+from vstream.ui.snapshot import snapshot_of
 from vstream.ui.speech import watches_html
 from vstream.ui.stage import Picture, Snapshot, badge_html, kept_cells_svg, notice_html, stage_html, telemetry_html
 from vstream.ui.studio import PageError, Studio, check_source
@@ -190,18 +191,18 @@ def studio(random_adapter: ModelAdapter) -> Iterator[Studio]:
 
 
 def watched(tab: Tab) -> Tab:
-    wait_for(lambda: tab.snapshot().state == "ended")
+    wait_for(lambda: snapshot_of(tab).state == "ended")
     return tab
 
 
 def test_a_tab_watches_answers_and_shows_moments(studio: Studio) -> None:
     tab = studio.open("a")
-    assert tab.snapshot().state == "idle" and tab.picture() is None
+    assert snapshot_of(tab).state == "idle" and tab.picture() is None
     with pytest.raises(QuestionError, match="no stream yet"):
         next(tab.ask("what is on screen now ?"))
     studio.start_first("a")
     watched(tab)
-    snapshot = tab.snapshot()
+    snapshot = snapshot_of(tab)
     assert (snapshot.num_chunks, snapshot.now_seconds) == (20, 19.5) and snapshot.num_bytes["gpu"] > 0
     pieces = fresh(tab)
     assert set(pieces) == {"stage", "telemetry", "timeline"} and pieces["timeline"].count("data-chunk=") == 20
@@ -272,7 +273,7 @@ def test_two_tabs_never_mix(studio: Studio) -> None:
     one, two = studio.open("a"), studio.open("b")
     studio.start_demo("a", 1, 0.0)
     studio.start_demo("b", 2, 0.0)
-    wait_for(lambda: one.snapshot().num_chunks > 8 and two.snapshot().num_chunks > 8)
+    wait_for(lambda: snapshot_of(one).num_chunks > 8 and snapshot_of(two).num_chunks > 8)
     one.stop(), two.stop()
     truth = {"a": make_world(1, 600), "b": make_world(2, 600)}
     for key, tab in (("a", one), ("b", two)):
@@ -306,7 +307,7 @@ def test_closing_a_page_ends_its_threads(studio: Studio) -> None:
     assert feeder and feeder.running
     studio.close("a")
     wait_for(lambda: not feeder.running)
-    assert tab.snapshot().state == "closed" and tab.records() == []
+    assert snapshot_of(tab).state == "closed" and tab.records() == []
     with pytest.raises(SourceError, match="closed"):
         tab.start(WorldSource(speed=0))
 
@@ -329,7 +330,7 @@ def test_a_bad_url_is_a_message_and_stops_nothing(studio: Studio, url: str, word
     with pytest.raises(SourceError, match=words) as raised:
         studio.start_url("a", url)
     assert "secret" not in str(raised.value) and "\n" not in str(raised.value)
-    assert tab.session is session and tab.snapshot().state in ("opening", "live")
+    assert tab.session is session and snapshot_of(tab).state in ("opening", "live")
 
 
 def test_bad_uploads_and_seeds_are_messages(studio: Studio, tmp_path: Path) -> None:
@@ -350,17 +351,17 @@ def test_camera_frames_start_a_stream_until_it_is_stopped(studio: Studio, monkey
     for i in range(4):
         tab.push(world.frame(i).transpose(1, 2, 0))
         time.sleep(0.5)
-    wait_for(lambda: tab.snapshot().num_chunks > 0)
-    assert tab.snapshot().state == "live" and tab.snapshot().label == "camera of this browser"
+    wait_for(lambda: snapshot_of(tab).num_chunks > 0)
+    assert snapshot_of(tab).state == "live" and snapshot_of(tab).label == "camera of this browser"
     tab.stop()
     stopped = tab.session
     tab.push(world.frame(5).transpose(1, 2, 0))
-    assert tab.session is stopped and tab.snapshot().state == "ended", "frames that still come do not start it again"
+    assert tab.session is stopped and snapshot_of(tab).state == "ended", "frames that still come do not start it again"
     monkeypatch.setattr(tab_module, "CAMERA_SILENCE_SECONDS", 0.1)
     time.sleep(0.2)
     tab.push(world.frame(6).transpose(1, 2, 0))
     assert tab.session is not stopped
-    wait_for(lambda: tab.snapshot().state == "paused")
+    wait_for(lambda: snapshot_of(tab).state == "paused")
 
 
 def test_memory_folder_is_private_and_checked(random_adapter: ModelAdapter, tmp_path: Path) -> None:
@@ -369,7 +370,7 @@ def test_memory_folder_is_private_and_checked(random_adapter: ModelAdapter, tmp_
     assert folder.stat().st_mode & 0o777 == 0o700
     studio.open("a")
     studio.start_first("a")
-    assert "disk" in watched(studio.tab("a")).snapshot().num_bytes
+    assert "disk" in snapshot_of(watched(studio.tab("a"))).num_bytes
     studio.close_all()
     (tmp_path / "file").write_text("x")
     with pytest.raises(MemoryBankError, match="cannot be used"):

@@ -12,12 +12,14 @@ import pytest
 from data.errors import MemoryBankError
 from data.sources import PushSource, open_source
 from memory import open_memory
+from memory.manifest import MANIFEST
 from model_adapters.base import ModelAdapter
 from vstream.config import SessionConfig
 from vstream.remembered import identity_of
 from vstream.ui.handlers import Handlers
 from vstream.ui.library import Shelf
 from vstream.ui.refresh import fresh
+from vstream.ui.snapshot import snapshot_of
 from vstream.ui.studio import PageError, Studio, check_source
 from vstream.ui.tab import Tab
 
@@ -60,7 +62,7 @@ def test_a_saved_memory_is_opened_without_its_source(studio: Studio) -> None:
     studio.start_saved("c", name)
     *_, after = other.ask(QUESTION)
     assert (after.text, after.asked_at_seconds) == (before.text, before.asked_at_seconds)
-    assert other.snapshot().state == "stored" and other.snapshot().num_chunks == 12 and len(other.records()) == 12
+    assert snapshot_of(other).state == "stored" and snapshot_of(other).num_chunks == 12 and len(other.records()) == 12
     assert other.thumbnail(3) is not None and other.look_at(3) == 3.0
     assert {"stage", "telemetry", "timeline"} <= set(fresh(other)) and fresh(other) == {}
     check_source(f"memory:{studio.saved_folder(name)}")
@@ -81,7 +83,41 @@ def test_spans_are_forgotten_and_memories_deleted(studio: Studio) -> None:
     studio.close("a")
     assert studio.forget("b", name, 5.0, 6.0) == 1
     studio.delete("b", name)
-    assert studio.saved() == [] and studio.tab("b").snapshot().state == "idle"
+    assert studio.saved() == [] and snapshot_of(studio.tab("b")).state == "idle"
+
+
+def test_pages_that_read_a_memory_forget_and_lose_what_another_page_takes_from_it(studio: Studio) -> None:
+    watched(studio, "a")
+    (name,) = studio.saved()
+    studio.close("a")
+    for key in ("b", "c"):
+        studio.open(key)
+        studio.start_saved(key, name)
+        *_, answer = studio.tab(key).ask(QUESTION, 3.9)
+        assert 3 in {e.chunk_id for e in answer.evidence}, "its KV is in this page's RAM"
+    assert studio.forget("b", name, 3.0, 4.0) == 1
+    for key in ("b", "c"):
+        tab = studio.tab(key)
+        assert tab.session is not None and tab.session.bank.get([3]) == [] and tab.thumbnail(3) is None
+        *_, answer = tab.ask(QUESTION, 3.9)
+        assert 3 not in {e.chunk_id for e in answer.evidence} and snapshot_of(tab).num_chunks == 11
+    studio.delete("b", name)
+    for key, words in (("b", ""), ("c", "was deleted")):
+        assert studio.tab(key).session is None and words in snapshot_of(studio.tab(key)).error
+
+
+def test_a_memory_that_has_lost_its_manifest_is_listed_told_and_deleted(studio: Studio) -> None:
+    watched(studio, "a")
+    (name,) = studio.saved()
+    studio.close("a")
+    (studio.saved_folder(name) / MANIFEST).unlink()
+    ((words, _),) = Shelf(studio, Handlers(studio)).choices()["choices"]
+    assert words.startswith(f"{name}: ") and "\n" not in words
+    studio.open("b")
+    with pytest.raises(MemoryBankError, match="no manifest"):
+        studio.start_saved("b", name)
+    studio.delete("b", name)
+    assert studio.saved() == []
 
 
 def test_a_reload_goes_on_in_the_memory_of_its_source(studio: Studio) -> None:
@@ -99,7 +135,7 @@ def test_a_reload_goes_on_in_the_memory_of_its_source(studio: Studio) -> None:
     wait_for(lambda: len(tab.records()) > num_before)
     ids = [moment.chunk_id for moment in tab.records()]
     assert ids == list(range(len(ids))), "nothing is watched twice, nothing is left out"
-    assert tab.snapshot().num_chunks >= len(ids) and len(studio.saved()) == 1
+    assert snapshot_of(tab).num_chunks >= len(ids) and len(studio.saved()) == 1
     other = studio.open("c")
     other.start(open_source(SLOW))
     assert other.before.num_chunks == 0 and len(studio.saved()) == 2, "one writer at a time: the second page has its own"
@@ -114,7 +150,7 @@ def test_a_recording_that_was_watched_to_its_end_is_read(studio: Studio) -> None
     tab = watched(studio, "b")
     *_, after = tab.ask(QUESTION)
     assert (after.text, after.asked_at_seconds) == (before.text, before.asked_at_seconds)
-    assert tab.snapshot().state == "ended" and len(tab.records()) == 12 and len(studio.saved()) == 1
+    assert snapshot_of(tab).state == "ended" and len(tab.records()) == 12 and len(studio.saved()) == 1
 
 
 def test_a_memory_of_other_settings_is_not_continued(studio: Studio, random_adapter: ModelAdapter) -> None:
@@ -150,7 +186,7 @@ def test_memories_are_named_by_source_start_and_length(studio: Studio) -> None:
     assert name == studio.saved()[0] and words.startswith(f"{tab.source.info.label} · {time.strftime('%Y-%m-%d', began)}")
     assert "· 00:12 long ·" in words
     studio.start_saved("a", name)
-    assert studio.tab("a").snapshot().label in words
+    assert snapshot_of(studio.tab("a")).label in words
 
 
 def test_names_from_a_browser_are_not_believed(studio: Studio, tmp_path: Path) -> None:
@@ -172,5 +208,5 @@ def test_without_a_library_nothing_is_saved(random_adapter: ModelAdapter) -> Non
     studio = Studio(random_adapter, start_source=FAST)
     tab = watched(studio, "a")
     assert studio.saved() == [] and tab.session is not None and tab.session.memory is None
-    assert "disk" not in tab.snapshot().num_bytes
+    assert "disk" not in snapshot_of(tab).num_bytes
     studio.close_all()

@@ -8,7 +8,7 @@ from typing import Any
 import gradio as gr
 import numpy as np
 
-from data.errors import QuestionError, VStreamError
+from data.errors import MemoryBankError, QuestionError, VStreamError
 from vstream.answer import checked_question
 from vstream.ui.chips import chips_html, merged
 from vstream.ui.dialogue import Exchange, messages
@@ -85,7 +85,14 @@ class Handlers:
             tab = self.studio.tab(key_of(request))
         except PageError:
             return (stage_html(Snapshot("closed"), None), gr.skip(), gr.skip())
-        return self._pieces(tab)
+        session = tab.session
+        try:
+            return self._pieces(tab)
+        except MemoryBankError:
+            # The stream was ended while it was looked at: the next refresh shows what there is then.
+            if tab.session is session:
+                raise
+            return self._unchanged(3)
 
     def look_at(self, event: gr.EventData, request: gr.Request) -> Updates:
         """A chip or a bar was chosen. Returns the notice, the pieces, the player and the button back."""

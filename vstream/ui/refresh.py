@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from vstream.ui.snapshot import snapshot_of
 from vstream.ui.speech import unasked_events
 from vstream.ui.stage import Snapshot, stage_html, telemetry_html
 from vstream.ui.tab import Tab
@@ -13,7 +14,7 @@ CHUNKS_PER_SECOND = 4000
 
 def fresh(tab: Tab) -> dict[str, str]:
     """HTML of `stage`, `telemetry` and `timeline`, as far as the page does not show it yet."""
-    snapshot = tab.snapshot()
+    snapshot = snapshot_of(tab)
     found = {
         "stage": stage_html(snapshot, tab.picture(), tab.moment is not None),
         "telemetry": telemetry_html(snapshot, tab.tier_names),

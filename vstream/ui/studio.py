@@ -9,7 +9,7 @@ from pathlib import Path
 from data.errors import SourceError, VStreamError
 from data.sources import open_source
 from memory.library import delete
-from memory.opening import is_memory, open_memory
+from memory.opening import open_memory
 from memory.upkeep import forget_span
 from model_adapters.base import ModelAdapter
 from vstream.config import SessionConfig
@@ -140,9 +140,12 @@ class Studio:
             return len(self.tab(key).forget(start_seconds, end_seconds))
         memory = open_memory(folder, write=True)
         try:
-            return len(forget_span(memory, start_seconds, end_seconds))
+            num = len(forget_span(memory, start_seconds, end_seconds))
         finally:
             memory.close()
+        for tab in list(self._tabs.values()):
+            tab.reread(folder)
+        return num
 
     def delete(self, key: str, name: str) -> None:
         """Delete a saved memory. MemoryBankError if another page is writing it."""
@@ -150,8 +153,11 @@ class Studio:
         if self._session_of(key, folder) is not None:
             self.tab(key).leave()
         # Where nothing was stored, it has gone with its stream.
-        if is_memory(folder):
+        if folder.exists():
             delete(folder)
+        for tab in list(self._tabs.values()):
+            if tab.reads(folder):
+                tab.leave("the memory that was open here was deleted; choose another one")
 
     def _session_of(self, key: str, folder: Path) -> StreamSession | None:
         """This page's session, if it is over the memory in `folder`."""

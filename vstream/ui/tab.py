@@ -28,8 +28,7 @@ from vstream.session import StreamSession
 from vstream.turns import Turns
 from vstream.ui.before import Before
 from vstream.ui.dialogue import Exchange, finished_turns
-from vstream.ui.speech import overlay_words
-from vstream.ui.stage import Picture, Snapshot
+from vstream.ui.stage import Picture
 from vstream.ui.text import clock, percent, span
 from vstream.ui.timeline import tier_names
 from vstream.ui.watched import WatchedSource
@@ -62,14 +61,15 @@ class Tab:
         """What the last refresh has shown, so that the next one sends only what is new."""
         self.last_seen = time.monotonic()
         self.closed = False
-        self._tokens_per_second = 0.0
+        self.tokens_per_second = 0.0
         self.before = Before()
+        self.why_left = ""
         self._camera: PushSource | None = None
         self._camera_seen = float("-inf")
         self._lock = threading.RLock()
         self._asking = threading.Lock()
         self._cancel = threading.Event()
-        self._rate: deque[tuple[float, int]] = deque(maxlen=12)
+        self.rate: deque[tuple[float, int]] = deque(maxlen=12)
 
     def start(self, source: Source, is_upload: bool = False) -> None:
         """Watch `source` with what the library remembers of it, in a new conversation. The stream before it is closed."""
@@ -114,10 +114,24 @@ class Tab:
         self.sent.clear()
         return ids
 
-    def leave(self) -> None:
-        """Close the stream and its memory; the page stays open."""
+    def reads(self, folder: Path) -> bool:
+        """Whether this page answers from the stored memory in `folder`, without writing it."""
+        session = self.session
+        return session is not None and session.memory is not None and session.memory.folder == folder and not session.writes
+
+    def reread(self, folder: Path) -> None:
+        """Open a stored memory anew, if it is the one that is open: something was forgotten in it, in RAM too from now on."""
+        with self._lock:
+            if self.reads(folder):
+                dialogue = self.dialogue
+                self.open_stored(folder)
+                self.dialogue = dialogue
+
+    def leave(self, why: str = "") -> None:
+        """Close the stream and its memory; the page stays open. why: what the page says about it."""
         with self._lock:
             self._end_stream()
+            self.why_left = why
 
     def stop(self) -> None:
         """End the stream. What was watched can still be asked about."""
@@ -160,7 +174,7 @@ class Tab:
                     num_tokens += not answer.done
                     began = began or time.monotonic()
                     if num_tokens > 1:
-                        self._tokens_per_second = (num_tokens - 1) / max(1e-6, time.monotonic() - began)
+                        self.tokens_per_second = (num_tokens - 1) / max(1e-6, time.monotonic() - began)
                     yield answer
                     if self._cancel.is_set():
                         break
@@ -174,52 +188,6 @@ class Tab:
     @property
     def camera_is_silent(self) -> bool:
         return self._camera is not None and time.monotonic() - self._camera_seen > CAMERA_SILENCE_SECONDS
-
-    def snapshot(self) -> Snapshot:
-        """The stream in numbers, right now. Cheap: called about once a second per open page."""
-        session, feeder, source = self.session, self.feeder, self.source
-        if session is None:
-            return Snapshot("closed" if self.closed else "idle")
-        if feeder is None or source is None:
-            return self._stored_snapshot(session)
-        self._rate.append((time.monotonic(), session.stats.num_frames))
-        (t0, n0), (t1, n1) = self._rate[0], self._rate[-1]
-        state = "paused" if feeder.state == "live" and self.camera_is_silent else feeder.state
-        return Snapshot(
-            state=state,
-            label=source.info.label,
-            now_seconds=session.now_seconds,
-            lag_seconds=feeder.lag_seconds,
-            fps=(n1 - n0) / (t1 - t0) if feeder.running and t1 > t0 else 0.0,
-            num_dropped_frames=source.stats.frames_dropped,
-            num_kept_tokens=self.before.num_kept_tokens + session.stats.num_kept_tokens,
-            num_seen_tokens=self.before.num_seen_tokens + session.stats.num_seen_tokens,
-            num_chunks=self.before.num_chunks + session.stats.num_chunks,
-            num_bytes={tier: session.bank.num_bytes(tier) for tier in ("gpu", "ram", *(("disk",) if session.memory else ()))},
-            ttft_seconds=session.stats.last_ttft_seconds,
-            tokens_per_second=self._tokens_per_second,
-            error=feeder.error or "",
-            disk_lag_seconds=session.writer.pending_seconds if session.writer else None,
-            warning=self._warning(session, source),
-            said=overlay_words(session),
-        )
-
-    def _stored_snapshot(self, session: StreamSession) -> Snapshot:
-        """A memory without its source."""
-        return Snapshot(
-            state="stored",
-            label=self.before.label,
-            now_seconds=session.now_seconds,
-            num_chunks=self.before.num_chunks,
-            num_bytes={tier: session.bank.num_bytes(tier) for tier in ("gpu", "ram", "disk")},
-            ttft_seconds=session.stats.last_ttft_seconds,
-            tokens_per_second=self._tokens_per_second,
-        )
-
-    def _warning(self, session: StreamSession, source: Source) -> str:
-        """What is wrong with the disk, else with the source."""
-        disk = session.writer.error if session.writer else None
-        return disk or (source.stats.warnings[-1] if source.stats.warnings else "")
 
     def records(self) -> Sequence[Moment]:
         """What there is to draw of all stored chunks, in stream order."""
@@ -288,12 +256,15 @@ class Tab:
             # An answer that is being written still reads the memory: it ends at its next token.
             if self._asking.acquire(timeout=CLOSE_WAIT_SECONDS):
                 self._asking.release()
-            if self.session and self.library:
-                self.library.close(self.session)
-            elif self.session:
-                self.session.close()
-        self.session = self.source = self.feeder = self._camera = None
+            # Out of sight before it is closed: a page that is just being refreshed must be able to tell.
+            session, self.session = self.session, None
+            if session and self.library:
+                self.library.close(session)
+            elif session:
+                session.close()
+        self.source = self.feeder = self._camera = None
+        self.why_left = ""
         self.dialogue, self.marked, self.moment = [], frozenset(), None
-        self.before, self._tokens_per_second = Before(), 0.0
-        self._rate.clear()
+        self.before, self.tokens_per_second = Before(), 0.0
+        self.rate.clear()
         self.sent.clear()

@@ -1,0 +1,200 @@
+"""The Library tab in a real Chromium: a stream is watched, left and found again, asked about, thinned out and deleted."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_app_browser import Page, browser  # noqa: F401  # a fixture
+
+from data.world import make_world
+from memory.manifest import MANIFEST
+from model_adapters.registry import load_adapter
+from vstream.config import SessionConfig
+from vstream.session import StreamSession
+from vstream.ui.studio import Studio
+from vstream.ui.text import clock
+
+pytestmark = [pytest.mark.slow, pytest.mark.browser]
+
+SEED, SECONDS = 12, 180
+WORLD = make_world(SEED, SECONDS)
+NEEDLE = next(stay for stay in WORLD.stays if stay.name in WORLD.needles and stay.start_seconds > 30)
+FIRST = make_world(SEED, 600).stays[1]
+CONFIG = SessionConfig(max_new_tokens=12)
+LIVE = f"world:?seed={SEED}&seconds=600&speed=4"
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Memories of yesterday: a whole one, one that had to thin out, and two that something has happened to."""
+    folder = tmp_path_factory.mktemp("library")
+    adapter = load_adapter("embedded")
+    for name, config in (("whole", CONFIG), ("thinned", CONFIG.replace(disk_bytes=1_500_000))):
+        with StreamSession(adapter, config, memory=folder / name) as session:
+            session.join(f"{name} film")
+            for frame in WORLD.frames(config.fps):
+                session.push(frame)
+            session.finish()
+    for name in ("damaged", "beheaded"):
+        with StreamSession(adapter, CONFIG, memory=folder / name) as session:
+            for frame in make_world(3, 4).frames(CONFIG.fps):
+                session.push(frame)
+    content = (folder / "damaged" / MANIFEST).read_bytes()
+    (folder / "damaged" / MANIFEST).write_bytes(content[:100] + bytes(4000) + content[4100:])
+    (folder / "beheaded" / MANIFEST).unlink()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def studio(browser: Any, library: Path) -> Studio:
+    return Studio(load_adapter("embedded"), CONFIG, start_source=LIVE, folder=library)
+
+
+@pytest.fixture(scope="module")
+def address(studio: Studio) -> Iterator[str]:
+    from vstream.ui.serve import serving
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with serving(studio, port=port) as url:
+        yield url
+
+
+@pytest.fixture
+def page(browser: Any, address: str) -> Iterator[Page]:
+    opened = Page(browser, address)
+    yield opened
+    opened.close()
+
+
+def choose(page: Page, words: str) -> str:
+    """Choose the saved memory whose line begins with `words`. Returns the line."""
+    page.tab("Chat")
+    page.tab("Library")
+    option = page.page.locator("ul[role=listbox] li", has_text=words).first
+    for _ in range(40):  # The choices come when the tab is opened; a list that is open already does not take them up.
+        page.page.click("#saved input")
+        page.page.wait_for_timeout(300)
+        if option.count():
+            break
+        page.page.keyboard.press("Escape")
+    line = option.inner_text().strip()
+    option.click()
+    return line
+
+
+def opened(page: Page, words: str) -> None:
+    choose(page, words)
+    page.page.click("#open-saved")
+    page.wait("#stage .vs-state-stored", 60)
+    page.tab("Chat")
+
+
+def answer_of(page: Page, question: str) -> str:
+    """The finished answer to a question."""
+    said = page.page.locator("#chat .bot .message-content")
+    num_before = said.count()
+    page.wait("#ask:not([disabled])")
+    page.ask(question)
+    page.page.wait_for_function(
+        "n => document.querySelectorAll('#chat .bot .message-content').length > n && !document.querySelector('#ask').disabled",
+        arg=num_before,
+        timeout=60_000,
+    )
+    return said.last.inner_text().strip()
+
+
+def chunks_behind(page: Page) -> set[int]:
+    return {int(chip.get_attribute("data-chunk") or -1) for chip in page.page.query_selector_all("#chips [data-chunk]")}
+
+
+def test_a_reload_goes_on_and_what_came_before_is_asked_about(page: Page, studio: Studio) -> None:
+    page.wait('#timeline [data-chunk="12"]', 60)
+    before = len(studio.saved())
+    page.page.reload()
+    page.wait_text("#notice", "its memory goes on", 60)
+    page.wait('#timeline [data-chunk="2"]')
+    page.wait('#timeline [data-chunk="16"]', 60)
+    assert len(studio.saved()) == before, "no second memory of the same stream"
+    assert answer_of(page, f"when did the {FIRST.name} appear ?") == f"at {FIRST.start_seconds} s"
+    assert chunks_behind(page) & set(range(FIRST.start_seconds, FIRST.end_seconds))
+    page.shoot("library-continued")
+
+
+def test_a_span_is_forgotten_and_the_answer_with_it(page: Page, library: Path) -> None:
+    question = f"when did the {NEEDLE.name} appear ?"
+    seen = set(range(NEEDLE.start_seconds, NEEDLE.end_seconds))
+    opened(page, "whole film")
+    assert answer_of(page, question) == f"at {NEEDLE.start_seconds} s"
+    assert chunks_behind(page) & seen and page.page.query_selector(f'#timeline [data-chunk="{NEEDLE.start_seconds}"]')
+    line = choose(page, "whole film")
+    assert "03:00 long" in line
+    page.page.click("#forget")
+    page.wait_text("#notice", "say from when to when")
+    page.page.fill("#forget-from input, #forget-from textarea", str(NEEDLE.start_seconds - 1))
+    page.page.fill("#forget-to input, #forget-to textarea", "soon")
+    page.page.click("#forget")
+    page.wait_text("#notice", "'soon' is not a stream time")
+    page.page.fill("#forget-to input, #forget-to textarea", clock(NEEDLE.end_seconds + 1))
+    page.page.click("#forget")
+    page.wait_text("#notice", f"{len(seen) + 2} chunks between")
+    page.shoot("library-forgotten")
+    # The page that forgot shows it at once, and so does whoever opens it next.
+    for again in (False, True):
+        if again:
+            opened(page, "whole film")
+        page.tab("Chat")
+        assert answer_of(page, question) != f"at {NEEDLE.start_seconds} s"
+        assert not chunks_behind(page) & seen
+        for second in seen:
+            assert not page.page.query_selector(f'#timeline [data-chunk="{second}"]')
+
+
+def test_what_was_thinned_is_striped_and_what_is_gone_is_grey(page: Page) -> None:
+    opened(page, "thinned film")
+    page.wait("#timeline .vs-bar.vs-thinned")
+    assert "thinned to fit" in (page.page.get_attribute("#timeline .vs-thinned", "title") or "")
+    gone = page.page.query_selector("#timeline .vs-bar.vs-gone")
+    assert gone and "not stored" in (gone.get_attribute("title") or "")
+    gone.click()
+    page.wait("#stage .vs-state-moment")
+    assert page.page.eval_on_selector("#stage .vs-picture img", "image => image.naturalWidth > 0"), "its picture is left"
+    page.wait("#stage figcaption")
+    page.shoot("library-thinned")
+
+
+def test_a_damaged_memory_says_so_and_the_others_stay_usable(page: Page) -> None:
+    for name in ("damaged", "beheaded"):
+        line = choose(page, f"{name}:")
+        assert line.startswith(f"{name}: ") and "\n" not in line
+        page.page.click("#open-saved")
+        page.wait_text("#notice", name)
+        assert page.page.query_selector("#stage .vs-state-live"), "what was watched goes on"
+    page.shoot("library-damaged")
+    opened(page, "thinned film")
+    assert answer_of(page, "what is on screen now ?")
+
+
+def test_a_memory_is_deleted_once_the_box_is_ticked(page: Page, library: Path) -> None:
+    choose(page, "thinned film")
+    page.page.click("#delete-saved")
+    page.wait_text("#notice", "tick the box first")
+    assert (library / "thinned").exists()
+    page.page.check("#sure input")
+    page.page.click("#delete-saved")
+    page.wait_text("#notice", "the memory is deleted")
+    assert not (library / "thinned").exists()
+    page.page.click("#saved input")
+    assert page.page.locator("ul[role=listbox] li", has_text="thinned film").count() == 0
+    page.page.keyboard.press("Escape")
+    page.page.check("#sure input")
+    choose(page, "damaged:")
+    page.page.click("#delete-saved")
+    page.wait_text("#notice", "the memory is deleted")
+    assert not (library / "damaged").exists(), "a damaged one, too"
+    assert page.overflow <= 0
