@@ -249,9 +249,56 @@ def test_commentary_on_the_world(embedded: ModelAdapter) -> None:
         list(session.feed(world.frames()))
         said = {int(u.start_seconds): u.text for u in session.unasked.utterances}
         assert session.unasked.num_utterances == len(said)
-    truth = {t: comment_at(world, t) for t in range(1, 20) if comment_at(world, t)}
+    truth = {t: comment_at(world, t) for t in range(20) if comment_at(world, t)}
     right = [t for t, words in truth.items() if said.get(t) == words]
     assert len(right) >= 0.8 * len(truth) and len(said) <= len(truth) + 2
+
+
+def test_what_a_stream_begins_with_has_come_and_an_empty_beginning_is_silent(embedded: ModelAdapter) -> None:
+    """Nothing is invented in the first moment, and nothing can have left before it."""
+    told = []
+    for seed in range(20, 32):
+        world = make_world(seed, seconds=4, side=128)
+        with StreamSession(embedded) as session:
+            session.narrate()
+            next(iter(session.feed(world.frames())))
+            said = [u.text for u in session.unasked.utterances]
+        if comment_at(world, 0):
+            told.append(said == [comment_at(world, 0)])
+        else:
+            assert said == []
+    assert len(told) >= 3 and sum(told) >= 0.8 * len(told)
+
+
+class Overheard(PromptedCommentator):
+    """Notes what is in view whenever it is asked for words."""
+
+    def _comment(self, num_words: int) -> str:
+        self.__dict__.setdefault("heard", []).append([kv.chunk_id for kv in self._vision])
+        return ""
+
+
+@pytest.mark.parametrize(
+    ("window_seconds", "first", "expected"),
+    [
+        (3, 0, [[0], [0, 1]]),
+        (3, 5, [[3, 4, 5], [3, 4, 5, 6]]),
+        (0, 0, [[0], [0, 1]]),
+        (0, 5, [[5, 6], [5, 6, 7]]),
+    ],
+)
+def test_commentary_knows_what_was_there_before_it_began(
+    random_adapter: ModelAdapter, frames: list[Frame], window_seconds: float, first: int, expected: list[list[int]]
+) -> None:
+    """Without anything before in view, only the stream's own first moment is told; any other is looked at in silence."""
+    config = SessionConfig(window_seconds=window_seconds)
+    with StreamSession(random_adapter, config) as session:
+        list(session.feed(frames[: 2 * first]))
+        rules = NarrationRules(poll_seconds=0)
+        prompts, sink = session.unasked.prompts, session.ingest.sink
+        session.unasked.commentator = engine = Overheard(random_adapter, config, prompts, rules, sink, session.turns)
+        list(session.feed(frames[2 * first :]))
+    assert engine.__dict__["heard"][:2] == expected
 
 
 def test_the_tail_of_own_words_is_bounded(random_adapter: ModelAdapter, frames: list[Frame]) -> None:

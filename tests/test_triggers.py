@@ -78,7 +78,12 @@ def test_scene_tiling_finds_each_of_two_cuts_in_a_row_and_no_drift() -> None:
 def test_scene_tiling_is_not_dulled_by_frequent_cuts() -> None:
     turns = np.cumsum([1.5 if i % 2 else 0.02 for i in range(80)])
     moments = [moment(i, feature=(math.cos(a), math.sin(a))) for i, a in enumerate(turns)]
-    assert fired(SceneTiling(), moments)[1:] == list(range(3, 80, 2))
+    assert fired(SceneTiling(), moments) == [0, *range(1, 80, 2)]
+
+
+def test_scene_tiling_sees_a_cut_in_the_second_chunk_and_none_where_there_is_none() -> None:
+    for angle, found in ((1.2, [0, 1]), (0.1, [0])):
+        assert fired(SceneTiling(), [moment(i, feature=(math.cos(a), math.sin(a))) for i, a in enumerate((0, angle))]) == found
 
 
 def test_poll_keeps_its_time_over_gaps() -> None:
@@ -91,6 +96,15 @@ def test_query_jump_fires_on_a_rise_only() -> None:
     levels = [5.0, 5.1, 4.9, 5.0, 5.1, 5.0, 8.0, 2.0, 5.0]
     found = fired(QueryJump(query), [moment(i, keys=(level, 3.0 * i)) for i, level in enumerate(levels)])
     assert found == [0, 1, 2, 3, 4, 6], "always while nothing is known, then where it rises"
+
+
+def test_query_jump_is_easily_stirred_while_little_has_been_seen() -> None:
+    query = Query(torch.tensor([1.0, 0.0]).view(1, 1, 2).expand(3, 1, 2), "")
+    usual = [4.0, 5.0, 6.0]
+    for num, fires in ((9, True), (30, False)):
+        levels = [*(usual * (num // 3)), 6.2]  # a z-score of 0.81
+        found = fired(QueryJump(query, z=1.0), [moment(i, keys=(level, 0.0)) for i, level in enumerate(levels)])
+        assert (num in found) == fires
 
 
 def test_paced_cools_down_and_caps() -> None:

@@ -40,6 +40,8 @@ class Unasked:
         """The rules of the commentary that is wanted, also when the stream has ended."""
         self.kept = ""
         """What goes on from the stream before, in words for the page."""
+        self._begins = not ingest.window
+        """Whether no chunk of the stream has come yet."""
         self._fresh: deque[LiveChunk] = deque()
         self._voice = threading.Lock()
         """Held while the commentator speaks, so that it is not changed in the middle of a sentence."""
@@ -64,7 +66,9 @@ class Unasked:
 
     def look(self, record: ChunkRecord) -> None:
         """The newest chunk, in the turn in which it was stored: the watches look at it, and commentary is to."""
-        moment = LiveChunk(record, *self.ingest.newest, self.ingest.live)
+        before = tuple(self.ingest.window)[:-1]
+        moment = LiveChunk(record, *self.ingest.newest, self.ingest.live, before, self._begins)
+        self._begins = False
         self.watches.look(moment)
         if commentator := self.commentator:
             # Later chunks extend what is live before this one is commented on.

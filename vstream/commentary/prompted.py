@@ -50,10 +50,12 @@ class PromptedCommentator(Commentator):
     def look(self, moment: LiveChunk) -> list[Utterance]:
         started = time.perf_counter()
         try:
-            self._see(moment.kv)
+            preceded = self._see(moment)
             with self.turns.answer():
                 due = self.trigger.look(moment).fired
             num_words = self._budget.available(moment.record.end_seconds)
+            # What came and what was there already cannot be told apart where nothing before is in view.
+            due = due and (preceded or moment.begins)
             text = self._comment(num_words) if due and num_words else ""
         finally:
             self.spent_seconds += time.perf_counter() - started
@@ -71,11 +73,17 @@ class PromptedCommentator(Commentator):
         """Nothing: every turn is a whole."""
         return []
 
-    def _see(self, newest: ChunkKV) -> None:
-        self._vision.append(newest)
-        start = newest.end_seconds - (self.rules.vision_seconds or VISION_SECONDS) - 1e-6
+    def _see(self, moment: LiveChunk) -> bool:
+        """Take the newest chunk into view. Returns whether anything before it was in view."""
+        if not self._vision:
+            # Commentary that begins in the middle of a stream knows what was there before.
+            self._vision.extend(moment.before)
+        preceded = bool(self._vision)
+        self._vision.append(moment.kv)
+        start = moment.kv.end_seconds - (self.rules.vision_seconds or VISION_SECONDS) - 1e-6
         while self._vision[0].start_seconds < start:
             self._vision.popleft()
+        return preceded
 
     def _comment(self, num_words: int) -> str:
         """One turn: the model's words, free of loops and at most `num_words` of them."""

@@ -14,13 +14,16 @@ class LiveChunk:
     """A chunk while it is the newest. There is no way from here to anything later.
 
     live: the KV context of the stream up to and including the chunk; fork it, never extend it. It is this moment's only until
-    the next chunk is encoded. run: the chunk's tokens as the language model read them.
+    the next chunk is encoded. run: the chunk's tokens as the language model read them. before: the chunks that were in view
+    when it came, in stream order. begins: whether it is the stream's first, so that whatever it shows has just come.
     """
 
     record: ChunkRecord
     kv: ChunkKV
     run: TokenRun
     live: KVContext
+    before: tuple[ChunkKV, ...] = ()
+    begins: bool = False
 
     @property
     def at_seconds(self) -> float:

@@ -22,6 +22,9 @@ class Recent:
         self.seconds = seconds
         self._values: deque[tuple[float, float]] = deque()
 
+    def __len__(self) -> int:
+        return len(self._values)
+
     def z(self, value: float) -> float | None:
         """How many robust standard deviations `value` lies above the median; None while too little has been seen."""
         if len(self._values) < MIN_VALUES:

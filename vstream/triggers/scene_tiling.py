@@ -26,7 +26,10 @@ LEFT = 8
 
 
 class SceneTiling(Trigger):
-    """Fires where the likeness to the chunk before falls far below the peak to the left of it."""
+    """Fires where the likeness to the chunk before falls far below the peak to the left of it.
+
+    In the second chunk there is no peak yet; the first chunk was alike to itself, so the peak is 1.
+    """
 
     def __init__(self, deviations: float = DEVIATIONS) -> None:
         self.deviations = deviations
@@ -39,9 +42,9 @@ class SceneTiling(Trigger):
         feature = chunk_feature(moment)
         before, self._before = self._before, feature
         if before is None:
-            return Decision(at, True, 0.0, LEAST_DEPTH, "the stream begins")
+            return Decision(at, True, 0.0, LEAST_DEPTH, "nothing was looked at before")
         likeness = float(F.cosine_similarity(feature, before, dim=0))
-        depth = max(0.0, max(self._left, default=likeness) - likeness)
+        depth = max(0.0, max(self._left, default=1.0) - likeness)
         self._left.append(likeness)
         threshold = self._threshold()
         self._recent.add(at, depth)

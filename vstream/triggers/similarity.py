@@ -12,8 +12,10 @@ from model_adapters.base import ChunkKV, Query
 from vstream.triggers.base import Decision, LiveChunk, Trigger
 from vstream.triggers.recent import Recent
 
-Z_FIRE = 1.5
+Z_FIRE = 1.25
 """Low, because it only chooses what a model is then asked."""
+ENOUGH_VALUES = 30
+"""What a few values have in common says little about what is usual: until there are so many, less of a jump is enough."""
 FLOOR = 1e-6
 
 
@@ -36,8 +38,9 @@ class QueryJump(Trigger):
         z = self._recent.z(similarity)
         if z is None:
             return Decision(at_seconds, True, 0.0, self.z, "too little seen to know what is usual")
-        words = "more alike to the condition than of late" if z >= self.z else "not more alike to the condition than of late"
-        return Decision(at_seconds, z >= self.z, z, self.z, words)
+        threshold = self.z * min(1.0, len(self._recent) / ENOUGH_VALUES)
+        words = "more alike to the condition than of late" if z >= threshold else "not more alike to the condition than of late"
+        return Decision(at_seconds, z >= threshold, z, threshold, words)
 
     def remember(self, at_seconds: float, similarity: float) -> None:
         """Take the similarity of a moment into what is usual."""
