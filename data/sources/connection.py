@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import base64
+import errno
 import http.client
 import io
+import ssl
 import time
 from collections.abc import Mapping
+from contextlib import closing
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
 import av
 import av.container
@@ -16,6 +17,7 @@ import av.error
 
 from data.errors import SourceError
 from data.sources.hosts import LiveURL, check_url, label_of
+from data.sources.pinned import PinnedConnection, get
 from data.sources.probe import FORMATS
 
 PROTOCOLS = {"rtsp": "rtp,tcp", "rtsps": "rtp,tcp,tls", "http": "http,tcp", "https": "https,tls,tcp"}
@@ -28,6 +30,7 @@ LOCKED = "{label}: needs a user name and password (or others): write {scheme}://
 UNKNOWN = "{label}: the server does not know this path; check what comes after the host"
 REFUSED = "{label}: the connection was refused; check the port and that the camera or server runs"
 LATE = "{label}: no answer in {seconds:g} s; check the address, the network and that the camera runs"
+UNTRUSTED = "{label}: the certificate is not trusted for {host} ({reason}); name its authority's file in SSL_CERT_FILE"
 MOVED = "{label}: redirects to {target}; redirects are not followed: give that URL if you trust it"
 
 
@@ -52,10 +55,12 @@ def connect(
         chosen |= {"max_redirects": "0", "max_reload": "3", "m3u8_hold_counters": "10"}
         extra["io_open"] = _Fetcher(allow_private_hosts, open_timeout_seconds, read_timeout_seconds)
     else:
-        chosen |= {"format_whitelist": HTTP_FORMATS, "max_redirects": "0"}
+        chosen |= {"format_whitelist": HTTP_FORMATS, "max_redirects": "0", "headers": f"Host: {url.host_header}\r\n"}
+        if url.scheme == "https":
+            chosen |= {"verifyhost": url.host, "tls_verify": "1"} | _certificates()
     try:
-        return av.open(
-            url.full,
+        return _open_first(
+            [url.full] if hls else [url.at(address) for address in url.addresses],
             mode="r",
             options=chosen | dict(options or {}),
             timeout=(open_timeout_seconds, read_timeout_seconds),
@@ -67,6 +72,23 @@ def connect(
             raise SourceError(extra["io_open"].refusal) from None
         late = time.monotonic() - started >= 0.9 * open_timeout_seconds
         raise SourceError(explain_live(error, url, late, open_timeout_seconds)) from None
+
+
+def _open_first(urls: list[str], **settings: Any) -> av.container.InputContainer:
+    """The first of `urls`, all of the same stream, whose address can be reached."""
+    for url in urls[:-1]:
+        try:
+            return av.open(url, **settings)
+        except (av.error.ConnectionRefusedError, av.error.OSError) as error:
+            if error.errno not in (errno.ECONNREFUSED, errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EADDRNOTAVAIL):
+                raise
+    return av.open(urls[-1], **settings)
+
+
+def _certificates() -> dict[str, str]:
+    """Where FFmpeg finds the authorities that this machine trusts."""
+    paths = ssl.get_default_verify_paths()
+    return {"ca_file": paths.cafile} if paths.cafile else {}
 
 
 def refused_part(container: av.container.InputContainer) -> str | None:
@@ -93,56 +115,31 @@ def explain_live(error: av.error.FFmpegError, url: LiveURL, late: bool, timeout_
     if late or isinstance(error, av.error.ExitError | av.error.TimeoutError):
         return LATE.format(label=label, seconds=timeout_seconds)
     if url.scheme in ("http", "https") and isinstance(error, av.error.OSError | av.error.InvalidDataError):
-        target = redirect_of(url, timeout_seconds)
-        if target:
-            return MOVED.format(label=label, target=label_of(target))
+        reason = said_by_server(url, timeout_seconds)
+        if reason:
+            return reason
     if isinstance(error, av.error.InvalidDataError | av.error.ArgumentError):
         return f"{label}: what comes from there is not a video stream that can be read; playlists must end in .m3u8"
     return f"{label}: cannot be opened ({error.strerror or type(error).__name__}); check the address"
 
 
-def redirect_of(url: LiveURL, timeout_seconds: float) -> str | None:
-    """Where an HTTP server sends us to, if it does. Only asks; nothing is followed."""
+def said_by_server(url: LiveURL, timeout_seconds: float) -> str | None:
+    """Why FFmpeg could not read from an HTTP server, where the server itself tells. Only asks; nothing is followed."""
     try:
-        connection, response = _get(url.full, timeout_seconds, {})
+        connection, response = get(url, timeout_seconds, {})
+    except ssl.SSLCertVerificationError as error:
+        return UNTRUSTED.format(label=url.label, host=url.host, reason=error.verify_message)
     except (OSError, http.client.HTTPException):
         return None
-    with connection:
-        return response.getheader("Location") if 300 <= response.status < 400 else None
-
-
-class _Connection:
-    """Closes an HTTP connection at the end of a `with`."""
-
-    def __init__(self, http_connection: http.client.HTTPConnection) -> None:
-        self.http_connection = http_connection
-
-    def __enter__(self) -> _Connection:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.http_connection.close()
-
-
-def _get(url: str, timeout_seconds: float, headers: dict[str, str]) -> tuple[_Connection, http.client.HTTPResponse]:
-    parts = urlsplit(url)
-    kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-    if parts.username is not None:
-        words = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
-        headers = headers | {"Authorization": f"Basic {base64.b64encode(words.encode()).decode()}"}
-    connection = kind(parts.hostname or "", parts.port, timeout=timeout_seconds)
-    try:
-        connection.request("GET", (parts.path or "/") + (f"?{parts.query}" if parts.query else ""), headers=headers)
-        return _Connection(connection), connection.getresponse()
-    except BaseException:
-        connection.close()
-        raise
+    with closing(connection):
+        target = response.getheader("Location") if 300 <= response.status < 400 else None
+    return MOVED.format(label=url.label, target=label_of(target)) if target else None
 
 
 class _Body(io.RawIOBase):
     """The body of one HTTP answer as a file that is read once, in order."""
 
-    def __init__(self, connection: _Connection, response: http.client.HTTPResponse) -> None:
+    def __init__(self, connection: PinnedConnection, response: http.client.HTTPResponse) -> None:
         self._connection, self._response = connection, response
 
     def readable(self) -> bool:
@@ -155,7 +152,7 @@ class _Body(io.RawIOBase):
             raise OSError(str(error)) from error
 
     def close(self) -> None:
-        self._connection.http_connection.close()
+        self._connection.close()
         super().close()
 
 
@@ -183,15 +180,17 @@ class _Fetcher:
         if options.get("end_offset", "0") not in ("", "0"):
             headers["Range"] = f"bytes={options.get('offset', '0')}-{int(options['end_offset']) - 1}"
         try:
-            connection, response = _get(checked.full, self.timeout_seconds, headers)
+            connection, response = get(checked, self.timeout_seconds, headers)
         except ConnectionRefusedError:
             raise SourceError(REFUSED.format(label=checked.label)) from None
+        except ssl.SSLCertVerificationError as error:
+            raise SourceError(UNTRUSTED.format(label=checked.label, host=checked.host, reason=error.verify_message)) from None
         except TimeoutError:
             raise SourceError(LATE.format(label=checked.label, seconds=self.timeout_seconds)) from None
         except (OSError, http.client.HTTPException) as error:
             raise SourceError(f"{checked.label}: cannot be fetched ({error})") from None
         if response.status not in (200, 206):
-            connection.http_connection.close()
+            connection.close()
             if response.status in (401, 403):
                 raise SourceError(LOCKED.format(label=checked.label, scheme=checked.scheme, host=checked.host))
             if response.status == 404:

@@ -17,13 +17,31 @@ LOOKUP_SECONDS = 10.0
 
 @dataclass(frozen=True)
 class LiveURL:
-    """A checked URL. `full` goes to the decoder only; `label` holds no user name, password or query."""
+    """A checked URL. `full` goes to the decoder only; `label` holds no user name, password or query.
+
+    addresses: the IP addresses that were checked. Connections go to these, the name is not looked up again.
+    """
 
     full: str
     label: str
     scheme: str
     host: str
+    port: int
     path: str
+    addresses: tuple[str, ...]
+
+    def at(self, address: str) -> str:
+        """`full` with `address` in the place of the host."""
+        parts = urlsplit(self.full)
+        secret, sign, _ = parts.netloc.rpartition("@")
+        host = f"[{address}]" if ":" in address else address
+        return parts._replace(netloc=f"{secret}{sign}{host}:{self.port}").geturl()
+
+    @property
+    def host_header(self) -> str:
+        """What an HTTP request calls the host."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return host if self.port == PORTS[self.scheme] else f"{host}:{self.port}"
 
     def __repr__(self) -> str:
         return f"LiveURL({self.label!r})"
@@ -42,10 +60,7 @@ def label_of(url: str) -> str:
 
 
 def check_url(url: str, allow_private_hosts: bool = False, timeout_seconds: float = LOOKUP_SECONDS) -> LiveURL:
-    """Check the scheme and the host of `url`. Raises SourceError that says what is wrong and how to allow it.
-
-    The decoder looks the name up again, so a name server that changes its answer in between is not caught here.
-    """
+    """Check the scheme and the host of `url`. Raises SourceError that says what is wrong and how to allow it."""
     label = label_of(url)
     if any(ord(c) <= 32 or ord(c) == 127 for c in url):
         raise SourceError(f"{label.split(' ')[0]}: the URL holds a space or a control character; write it as %20")
@@ -58,7 +73,8 @@ def check_url(url: str, allow_private_hosts: bool = False, timeout_seconds: floa
         raise SourceError(f"{label}: cannot open {scheme or 'this'} URLs; known: {', '.join(PORTS)}")
     if not host:
         raise SourceError(f"{label}: the URL names no host; write it as {scheme}://host:port/path")
-    addresses = _lookup(host, port or PORTS[scheme], label, timeout_seconds)
+    port = port or PORTS[scheme]
+    addresses = _lookup(host, port, label, timeout_seconds)
     if not allow_private_hosts:
         for address in addresses:
             if not is_public(address):
@@ -66,7 +82,7 @@ def check_url(url: str, allow_private_hosts: bool = False, timeout_seconds: floa
                     f"{label}: {host} is a private or local address, which is not opened by default; "
                     "allow it with --allow-private-hosts (allow_private_hosts=True)"
                 )
-    return LiveURL(url, label, scheme, host, parts.path)
+    return LiveURL(url, label, scheme, host, port, parts.path, tuple(dict.fromkeys(addresses)))
 
 
 def is_public(address: str) -> bool:
