@@ -42,6 +42,11 @@ class Recent:
             self._values.popleft()
 
     @property
+    def newest(self) -> float:
+        """What was added last. IndexError if there is nothing."""
+        return self._values[-1][1]
+
+    @property
     def values(self) -> np.ndarray:
         """float64 [n], oldest first."""
         return np.array([value for _, value in self._values])

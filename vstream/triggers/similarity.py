@@ -20,7 +20,8 @@ FLOOR = 1e-6
 
 
 class QueryJump(Trigger):
-    """Fires where the similarity of `query` and chunk stands out by `z` robust deviations; always, while little is known."""
+    """Fires where the similarity of `query` and chunk rises, and stands out by `z` robust deviations; always, while little is
+    known."""
 
     def __init__(self, query: Query, z: float = Z_FIRE) -> None:
         self.query = query
@@ -39,8 +40,10 @@ class QueryJump(Trigger):
         if z is None:
             return Decision(at_seconds, True, 0.0, self.z, "too little seen to know what is usual")
         threshold = self.z * min(1.0, len(self._recent) / ENOUGH_VALUES)
-        words = "more alike to the condition than of late" if z >= threshold else "not more alike to the condition than of late"
-        return Decision(at_seconds, z >= threshold, z, threshold, words)
+        rises = similarity > self._recent.newest
+        fired = rises and z >= threshold
+        words = f"{'' if fired else 'not '}more alike to the condition than {'of late' if rises else 'the moment before'}"
+        return Decision(at_seconds, fired, z, threshold, words)
 
     def remember(self, at_seconds: float, similarity: float) -> None:
         """Take the similarity of a moment into what is usual."""
