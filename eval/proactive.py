@@ -2,7 +2,7 @@
 
 native: watches and commentary as they are set, their own alerts and utterances scored. poll: the same model asked at every
 second, without gates or confirmation, which is how most published figures come about. Cost: wall time of watching over that of
-ingest, both taken in the same run, chunk by chunk.
+ingest, both taken in the same run, chunk by chunk. The triggers alone: see `eval.gates`.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import numpy as np
 
 from data.questions import canonical, comment_at
 from data.world import World
+from eval.gates import Firing, chunks_of, measure, print_gates, trained_for_silence
 from eval.report import hardware_words, table, write_json
 from eval.scenes import KINDS, Scene, make_scene
 from eval.scoring import Rate, median
@@ -76,6 +77,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--first-seed", type=int, default=5_000_000, help="seeds of the streams; training draws others")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
     parser.add_argument("--no-poll", action="store_true", help="leave the poll protocol out")
+    parser.add_argument("--poll-every", type=int, default=1, metavar="N", help="poll at every Nth chunk only")
+    parser.add_argument("--no-triggers", action="store_true", help="leave out the table of what each trigger alone would do")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
@@ -85,6 +88,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     watches: dict[str, dict[str, Tally]] = defaultdict(lambda: defaultdict(Tally))
     comments: dict[str, dict[str, Tally]] = defaultdict(lambda: defaultdict(Tally))
     cost: dict[str, list[float]] = defaultdict(list)
+    gates: dict[str, dict[str, dict[str, Firing]]] = {
+        side: {kind: defaultdict(Firing) for kind in args.kinds} for side in ("stream", "watches")
+    }
     with Progress("proactive", args.streams * len(args.kinds), "streams") as progress:
         for number in range(args.streams):
             for kind in args.kinds:
@@ -93,7 +99,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
                 names = watched_names(scene.world, args.watches, seed)
                 native(adapter, config, scene, names, watches["native"][kind], comments["native"][kind], cost[kind])
                 if not args.no_poll:
-                    poll(adapter, config, scene, names, watches["poll"][kind], comments["poll"][kind])
+                    poll(adapter, config, scene, names, watches["poll"][kind], comments["poll"][kind], args.poll_every)
+                if not args.no_triggers:
+                    measure(adapter, config, scene, names, gates["stream"][kind], gates["watches"][kind])
                 progress.update(sum(len(shares) > 0 for shares in cost.values()))
     result: dict[str, Any] = {
         "watches": {name: {kind: tally.row() for kind, tally in kinds.items()} for name, kinds in watches.items()},
@@ -101,6 +109,12 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "cost": {kind: {"share": median(shares), "n": len(shares)} for kind, shares in cost.items()},
         "num_watches": args.watches,
     }
+    if not args.no_triggers:
+        result["triggers"] = {
+            side: {kind: {name: firing.row() for name, firing in firings.items()} for kind, firings in kinds.items()}
+            for side, kinds in gates.items()
+        }
+        result["triggers_left_out"] = [] if trained_for_silence(adapter) else ["silence token"]
     print_result(result, args)
     write_json(args.json, "proactive", result)
     return result
@@ -146,14 +160,24 @@ def native(
         score_comments(comment, scene.world, list(session.unasked.utterances))
 
 
-def poll(adapter: ModelAdapter, config: SessionConfig, scene: Scene, names: list[str], watch: Tally, comment: Tally) -> None:
-    """The bare model at every second."""
+def poll(
+    adapter: ModelAdapter,
+    config: SessionConfig,
+    scene: Scene,
+    names: list[str],
+    watch: Tally,
+    comment: Tally,
+    every: int = 1,
+) -> None:
+    """The bare model at every chunk, or at every `every`th."""
     prompts = prompts_for(adapter.info, config.prompts)
     runs = [adapter.question_run(prompts.watch.format(condition=f"a {name} appears")) for name in names]
     alerts: list[tuple[str, float]] = []
     said: list[Utterance] = []
     with StreamSession(adapter, config) as session:
-        for record in session.feed(scene.frames(config.fps)):
+        for record in chunks_of(session, scene):
+            if record.chunk_id % every:
+                continue
             live = session.ingest.live
             scores = yes_probabilities(adapter, live, runs, prompts.yes, prompts.no)
             at = record.last_pts_seconds
@@ -219,6 +243,8 @@ def score_comments(tally: Tally, world: World, said: list[Utterance]) -> None:
 
 def print_result(result: dict[str, Any], args: argparse.Namespace) -> None:
     print(f"proactive: {args.streams} streams of {args.seconds} s per kind, {args.watches} watches; {hardware_words()}\n")
+    if args.poll_every > 1 and not args.no_poll:
+        print(f"poll: at every {args.poll_every}th chunk only\n")
     for protocol, kinds in result["watches"].items():
         rows = [
             [
@@ -234,6 +260,10 @@ def print_result(result: dict[str, Any], args: argparse.Namespace) -> None:
         ]
         header = ["watches", "hit within 2 s", "delay s", "missed", "twice", "false per watch and hour", "of ingest time"]
         print(f"{protocol}\n\n" + table(header, rows) + "\n")
+    if "triggers" in result:
+        print_gates(result["triggers"], args.watches)
+        for name in result["triggers_left_out"]:
+            print(f"left out: {name}, which this model was not trained for\n")
     for protocol, kinds in result["commentary"].items():
         rows = [
             [

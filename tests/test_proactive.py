@@ -11,6 +11,7 @@ import pytest
 
 from data.questions import comment_at
 from data.world import Background, Stay, World
+from eval.gates import Firing
 from eval.proactive import Tally, score_comments, score_watches, watched_names
 from eval.run import main
 from eval.scenes import KINDS, make_scene
@@ -54,6 +55,17 @@ def test_comments_are_counted_by_the_clause() -> None:
     assert tally.row()["words_per_second"] == (4 + 9 + 4 + 4) / 20
 
 
+def test_a_firing_is_right_for_one_event_and_no_event_twice() -> None:
+    firing = Firing()
+    firing.add([1.0, 2.0, 9.0, 20.0], {1.0, 9.0, 20.0}, [0.5, 1.5, 2.5, 3.5, 9.5, 9.9, 15.0, 22.5], seconds=1800)
+    row = firing.row()
+    assert (firing.noticed, firing.entries, firing.right, firing.fired) == (3, 3, 4, 8)
+    assert (row["noticed"], row["precision"], row["false_per_hour"]) == (1.0, 0.5, 8.0)
+    late = Firing()
+    late.add([1.0], {1.0}, [0.5, 3.6], seconds=60)
+    assert (late.noticed, late.right) == (0, 0), "neither before it nor more than 2 s after its second"
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_scenes_show_their_schedule(kind: str) -> None:
     scene = make_scene(kind, seed=4, seconds=100, side=96)
@@ -90,3 +102,11 @@ def test_a_short_run_prints_and_writes(tmp_path: Path, capsys: pytest.CaptureFix
     result = json.loads(out.read_text())
     assert set(result["watches"]) == {"native", "poll"} and set(result["cost"]) == {"eventful", "quiet"}
     assert "of ingest time" in capsys.readouterr().out
+    alone = result["triggers"]["stream"]["eventful"]
+    assert alone["every chunk"]["noticed"] == 1.0
+    assert [alone[name]["fired_per_hour"] for name in ("every chunk", "poll, 4 s")] == pytest.approx([3600, 900])
+    assert 0 < alone["gate (tiling or novelty)"]["fired_per_hour"] < 3600
+    assert result["triggers"]["watches"]["eventful"]["yes or no"]["cost"] > 0
+    assert main([*argv, "--no-triggers", "--no-poll", "--json", str(out)]) == 0
+    result = json.loads(out.read_text())
+    assert set(result["watches"]) == {"native"} and "triggers" not in result
