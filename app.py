@@ -22,6 +22,13 @@ def parsed(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--insecure", action="store_true", help="let anybody in who reaches --host")
     parser.add_argument("--allow-private-hosts", action="store_true", help="open URLs of the local network too")
     parser.add_argument(
+        "--webhook-host",
+        action="append",
+        default=[],
+        metavar="HOST",
+        help="a host that pages may post alerts to; default: none",
+    )
+    parser.add_argument(
         "--certificate", nargs=2, metavar=("CERT", "KEY"), help="PEM files for https, which remote cameras need"
     )
     add_flags(parser)
@@ -46,6 +53,7 @@ def main(argv: list[str] | None = None) -> int:
             start_source=source,
             folder=args.memory,
             allow_private_hosts=args.allow_private_hosts,
+            webhook_hosts=args.webhook_host,
         )
         serve(studio, args.host, args.port, args.token, certificate)
     except VStreamError as error:

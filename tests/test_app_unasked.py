@@ -10,11 +10,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import aclosing
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from test_watches import Receiver, receiver  # noqa: F401  # a fixture
 
 from data.frames import Frame
 from data.questions import comment_at
@@ -98,17 +100,17 @@ def test_a_page_watches_and_comments_and_exports(studio: Studio, monkeypatch: py
 
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
     handlers, page = UnaskedHandlers(studio), request("a")
-    assert "reload it" in handlers.watch("it rains", 3, False, page)[0]
+    assert "reload it" in handlers.watch("it rains", 3, False, "", page)[0]
     tab = studio.open("a")
     assert "no stream yet" in handlers.narrate("plain", "", page)
     world = make_world(SEED, SECONDS)
     stay = world.stays[2]
     HeldSource.go.clear()
     tab.start(HeldSource(world))
-    assert "say what to wait for" in handlers.watch("  ", 3, False, page)[0]
-    assert handlers.watch(f"tell me when a {stay.name} appears", 3, False, page)[0] == ""
-    assert "already" in handlers.watch(f"a {stay.name} appears", 3, False, page)[0]
-    assert handlers.watch("the door opens", 0, True, page)[0] == ""
+    assert "say what to wait for" in handlers.watch("  ", 3, False, "", page)[0]
+    assert handlers.watch(f"tell me when a {stay.name} appears", 3, False, "", page)[0] == ""
+    assert "already" in handlers.watch(f"a {stay.name} appears", 3, False, "", page)[0]
+    assert handlers.watch("the door opens", 0, True, "", page)[0] == ""
     assert "the door opens" not in handlers.unwatch(2, page)[1]
     assert "no watch number 2" in handlers.unwatch(2, page)[0]
     assert "nothing has been said" in handlers.export("vtt", page)[0]
@@ -131,6 +133,47 @@ def test_a_page_watches_and_comments_and_exports(studio: Studio, monkeypatch: py
     for kind in ("vtt", "srt", "jsonl", "md"):
         notice, file, _ = handlers.export(kind, page)
         assert notice == "" and said[max(said)] in Path(file["value"]).read_text()
+
+
+def test_alerts_are_posted_where_the_operator_allows_it_and_what_fails_is_told(
+    studio: Studio,
+    monkeypatch: pytest.MonkeyPatch,
+    receiver: tuple[str, type[Receiver]],
+) -> None:
+    pytest.importorskip("gradio")
+    from vstream.ui.unasked import UnaskedHandlers
+
+    host, handler = receiver
+    handlers, page = UnaskedHandlers(studio), request("d")
+    tab = studio.open("d")
+    world = make_world(SEED, 6)
+    HeldSource.go.clear()
+    tab.start(HeldSource(world))
+    refused = handlers.watch("it rains", 3, False, f"http://{host}/x", page)[0]
+    assert f"host {host.split(':')[0]} is not allowed" in refused
+    monkeypatch.setattr(studio, "webhook_hosts", frozenset([host]))
+    assert "not allowed" in handlers.watch("it rains", 3, False, "http://169.254.169.254/latest", page)[0]
+    assert "name or password" in handlers.watch("it rains", 3, False, f"http://me:hunter2@{host}/", page)[0]
+    session = tab.session
+    assert session is not None and not session.unasked.watches.active, "what cannot be posted is not set"
+    assert handlers.watch("it rains", 3, False, f"http://{host}/secret-path", page)[0] == ""
+    watching, *_ = handlers.tick(page)
+    assert f"posted to {host.split(':')[0]}" in watching and "secret-path" not in watching
+    (hook,) = session.unasked.watches.hooks.values()
+    hook.timeout_seconds = 0.3
+    hook.send(ALERT)
+    wait_for(lambda: hook.num_sent == 1)
+    assert handler.bodies == [ALERT.row()] and not hook.problem
+    tab.start(HeldSource(world))
+    assert tab.session is not None and list(tab.session.unasked.watches.hooks.values()) == [hook], "a new source keeps it"
+    hook.send(replace(ALERT, text="hang"))
+    HeldSource.go.set()
+    wait_for(lambda: tab.feeder is not None and not tab.feeder.running)
+    assert tab.session.stats.num_chunks == 6, "the stream does not wait for it"
+    wait_for(lambda: hook.problem)
+    watching, *_ = handlers.tick(page)
+    assert f"watch 1: 1 alert could not be posted to {hook.host} (TimeoutError)" in watching
+    studio.close("d")
 
 
 def test_alerts_come_as_events(studio: Studio) -> None:

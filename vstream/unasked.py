@@ -15,7 +15,7 @@ from vstream.ingest import ChunkRecord, Ingest
 from vstream.prompts import prompts_for
 from vstream.triggers import LiveChunk
 from vstream.turns import Turns
-from vstream.watches import Watch, Watches, WatchRules
+from vstream.watches import Watch, Watches, WatchRules, Webhook
 
 MAX_UTTERANCES = 20_000
 
@@ -46,18 +46,18 @@ class Unasked:
         self._voice = threading.Lock()
         """Held while the commentator speaks, so that it is not changed in the middle of a sentence."""
 
-    def watch(self, written: str, rules: WatchRules | None, at_seconds: float) -> Watch:
+    def watch(self, written: str, rules: WatchRules | None, at_seconds: float, hook: Webhook | None = None) -> Watch:
         """See `Speaking.watch`."""
         if not self.config.window_seconds:
             raise WatchError("window_seconds is 0, so nothing is in view that could be watched; give a longer window")
         with self.turns.answer():
-            return self.watches.add(written, rules, at_seconds)
+            return self.watches.add(written, rules, at_seconds, hook)
 
     def take_over(self, before: Unasked) -> None:
         """Watch and comment as `before` did on another stream of the same model and settings; nothing is seen or said yet."""
         watches = before.watches.active
         for watch in watches:
-            self.watch(watch.written, watch.rules, 0.0)
+            self.watch(watch.written, watch.rules, 0.0, before.watches.hooks.get(watch.number))
         parts = [f"{len(watches)} {'watch' if len(watches) == 1 else 'watches'}"] if watches else []
         if before.narration:
             self.narrate(before.narration)
@@ -127,12 +127,12 @@ class Speaking:
     def now_seconds(self) -> float:
         raise NotImplementedError
 
-    def watch(self, written: str, rules: WatchRules | None = None) -> Watch:
-        """Tell me when …: watch for a condition from now on; alerts gather in `unasked.watches`.
+    def watch(self, written: str, rules: WatchRules | None = None, hook: Webhook | None = None) -> Watch:
+        """Tell me when …: watch for a condition from now on; alerts gather in `unasked.watches`, and are posted by `hook`.
 
         Raises WatchError for a watch that is empty, contradicts itself, or is one too many.
         """
-        return self.unasked.watch(written, rules, self.now_seconds)
+        return self.unasked.watch(written, rules, self.now_seconds, hook)
 
     def narrate(self, rules: NarrationRules | None = None) -> None:
         """Comment on the stream from now on, in `unasked.utterances`, until `unasked.quiet()`; again: under new rules."""

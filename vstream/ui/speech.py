@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 from data.frames import tick_of
 from vstream.commentary import Utterance
 from vstream.session import StreamSession
+from vstream.ui.stage import notice_html
 from vstream.ui.text import clock, escaped, jpeg_uri, span
-from vstream.watches import Alert, Watch, WatchDecision
+from vstream.watches import Alert, Watch, WatchDecision, Webhook
 
 OVERLAY_SECONDS = 5.0
 """How long words stay over the picture."""
 MAX_SHOWN = 60
+NO_HOOKS: Mapping[int, Webhook] = MappingProxyType({})
 
 
 def overlay_words(session: StreamSession | None) -> str:
@@ -34,25 +37,35 @@ def unasked_events(session: StreamSession | None) -> dict[str, set[int]]:
     }
 
 
-def watches_html(active: Sequence[Watch], alerts: Sequence[Alert], note: str = "") -> str:
-    """The watches that are set, and their alerts, the newest first; an alert's button shows its moment. note: stands above."""
+def watches_html(
+    active: Sequence[Watch], alerts: Sequence[Alert], note: str = "", hooks: Mapping[int, Webhook] = NO_HOOKS
+) -> str:
+    """The watches that are set, and their alerts, the newest first; an alert's button shows its moment.
+
+    note: stands above. hooks: where the alerts of a watch are posted, by its number; what did not arrive is told.
+    """
     above = f'<p class="vs-note">{escaped(note)}</p>' if note else ""
+    above += "".join(notice_html(f"watch {number}: {hook.problem}") for number, hook in hooks.items() if hook.problem)
     if not active and not alerts:
         empty = '<p class="vs-empty">No watch is set. Say what to wait for, and press Watch.</p>'
         return f'<div class="vs-watches">{above}{empty}</div>'
-    rules = "".join(f"<li><b>{watch.number}</b> {escaped(watch.condition.text)} {_rules_html(watch)}</li>" for watch in active)
+    rules = "".join(
+        f"<li><b>{watch.number}</b> {escaped(watch.condition.text)} {_rules_html(watch, hooks)}</li>" for watch in active
+    )
     hits = "".join(_alert_html(alert) for alert in list(alerts)[: -MAX_SHOWN - 1 : -1])
     none = "" if hits else '<p class="vs-empty">No alert yet.</p>'
     return f'<div class="vs-watches">{above}<ul class="vs-list">{rules}</ul>{none}<div class="vs-chip-row">{hits}</div></div>'
 
 
-def _rules_html(watch: Watch) -> str:
+def _rules_html(watch: Watch, hooks: Mapping[int, Webhook]) -> str:
     rules = watch.rules
     parts = [f"cooldown {rules.cooldown_seconds:g} s", f"from {watch.rules.threshold:g}"]
     if rules.once:
         parts.append("once")
     if rules.expires_seconds is not None:
         parts.append(f"until {clock(watch.set_at_seconds + rules.expires_seconds)}")
+    if watch.number in hooks:
+        parts.append(f"posted to {hooks[watch.number].host}")
     return f'<span class="vs-note">{escaped(", ".join(parts))}</span>'
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Collection
 from pathlib import Path
 
 from data.errors import SourceError, VStreamError
@@ -35,7 +36,7 @@ class Studio:
     """The tabs by key. A key is known to its own page only.
 
     start_source: what every page watches first; None: nothing. folder: the library, in which streams are remembered; None:
-    nothing is written.
+    nothing is written. webhook_hosts: the hosts, `name` or `name:port`, to which a page may have its alerts posted.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class Studio:
         start_source: str | None = DEMO_SOURCE,
         folder: Path | None = None,
         allow_private_hosts: bool = False,
+        webhook_hosts: Collection[str] = (),
         max_tabs: int = MAX_TABS,
     ) -> None:
         self.adapter = adapter
@@ -53,6 +55,7 @@ class Studio:
         self.start_source = start_source
         self.library = Library(folder) if folder else None
         self.allow_private_hosts = allow_private_hosts
+        self.webhook_hosts = frozenset(webhook_hosts)
         self.max_tabs = max_tabs
         self.turns = Turns()
         self._tabs: dict[str, Tab] = {}

@@ -18,7 +18,7 @@ from vstream.ui.speech import log_html, utterances_html, watches_html
 from vstream.ui.stage import notice_html
 from vstream.ui.studio import PageError, Studio
 from vstream.ui.tab import Tab
-from vstream.watches import WatchRules
+from vstream.watches import WatchRules, Webhook
 
 Updates = tuple[Any, ...]
 HIDDEN: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
@@ -32,13 +32,15 @@ class UnaskedHandlers:
     def __init__(self, studio: Studio) -> None:
         self.studio = studio
 
-    def watch(self, words: str, cooldown: float | None, once: bool, request: gr.Request) -> Updates:
-        """A watch was set. Returns the notice, the watches, the log and the emptied box."""
+    def watch(self, words: str, cooldown: float | None, once: bool, url: str, request: gr.Request) -> Updates:
+        """A watch was set. url: where its alerts are posted too; empty: nowhere. Returns the notice, the watches, the log and
+        the emptied box."""
 
         def begin(session: StreamSession) -> None:
             if cooldown is None:
                 raise WatchError("the cooldown is empty; give seconds, 0 for none")
-            session.watch(words or "", WatchRules(cooldown_seconds=cooldown, once=once))
+            hook = Webhook(url.strip(), self.studio.webhook_hosts) if url and url.strip() else None
+            session.watch(words or "", WatchRules(cooldown_seconds=cooldown, once=once), hook)
 
         return self._changed(request, begin, "")
 
@@ -98,7 +100,9 @@ class UnaskedHandlers:
         except PageError:
             return (gr.skip(), gr.skip(), gr.skip())
         session = tab.session
-        key = (id(session), session.unasked.watches.num_decisions, session.unasked.num_utterances) if session else None
+        unasked = session.unasked if session else None
+        problems = [hook.problem for hook in list(unasked.watches.hooks.values())] if unasked else []
+        key = (id(session), unasked.watches.num_decisions, unasked.num_utterances, *problems) if unasked else None
         if tab.sent.get("unasked") == key:
             return (gr.skip(), gr.skip(), gr.skip())
         tab.sent["unasked"] = key
@@ -117,6 +121,15 @@ def build_unasked(studio: Studio, player: gr.Video, choose_chunk: str) -> gr.HTM
             cooldown = gr.Number(label="Cooldown, seconds", value=3, minimum=0, min_width=110, elem_id="watch-cooldown")
             once = gr.Checkbox(label="Once", info="It ends with its first alert", min_width=110)
             watch = gr.Button("Watch", variant="primary", min_width=90, elem_id="watch")
+        url = gr.Textbox(
+            label="Also post its alerts to",
+            placeholder="https://…",
+            info=f"Allowed: {', '.join(sorted(studio.webhook_hosts))}",
+            max_length=2000,
+            max_lines=1,
+            visible=bool(studio.webhook_hosts),
+            elem_id="watch-webhook",
+        )
         watching = gr.HTML(watches_html((), ()), js_on_load=choose_chunk, elem_id="watching")
         with gr.Row(elem_classes="vs-buttons"):
             number = gr.Number(label="Watch number", precision=0, minimum=1, min_width=110)
@@ -139,7 +152,7 @@ def build_unasked(studio: Studio, player: gr.Video, choose_chunk: str) -> gr.HTM
             export = gr.Button("Export", size="sm", min_width=90, elem_id="export")
         file = gr.File(label="Commentary", visible=False, elem_id="captions")
     changed = [notice, watching, log]
-    gr.on([watch.click, words.submit], handlers.watch, [words, cooldown, once], [*changed, words], **HIDDEN)
+    gr.on([watch.click, words.submit], handlers.watch, [words, cooldown, once, url], [*changed, words], **HIDDEN)
     unwatch.click(handlers.unwatch, number, [*changed, number], **HIDDEN)
     narrate.click(handlers.narrate, [style, background], said_notice, **HIDDEN)
     quiet.click(handlers.quiet, None, said_notice, **HIDDEN)
@@ -161,4 +174,5 @@ def _watching(tab: Tab) -> tuple[str, str]:
         return watches_html((), ()), log_html(())
     watches = session.unasked.watches
     # Copied first: the feeding thread adds to both.
-    return watches_html(watches.active, list(watches.alerts), session.unasked.kept), log_html(list(watches.log)[-2000:])
+    watching = watches_html(watches.active, list(watches.alerts), session.unasked.kept, dict(watches.hooks))
+    return watching, log_html(list(watches.log)[-2000:])

@@ -20,6 +20,7 @@ from vstream.triggers.yes_no import yes_probabilities
 from vstream.watches.base import Alert, Findings, Watch, WatchDecision, WatchRules
 from vstream.watches.condition import MAX_WATCHES, Condition, parse_condition
 from vstream.watches.state import WatchState
+from vstream.watches.webhook import Webhook
 
 MAX_LOG = 20_000
 MAX_ALERTS = 1000
@@ -44,6 +45,8 @@ class Watches:
         self.num_decisions = 0
         self.spent_seconds = 0.0
         """Wall time that looking has taken so far."""
+        self.hooks: dict[int, Webhook] = {}
+        """Where the alerts of a watch are posted, by its number; also of watches that have ended."""
         self._gate = create_gate(config)
         self._poll = Poll(config.poll_seconds)
         self._lock = threading.RLock()
@@ -56,11 +59,17 @@ class Watches:
         """float32 [watches, layers, kv_heads, head_dim], in the order of `_jumps`."""
         self._num_set = 0
 
-    def add(self, written: str, rules: WatchRules | None = None, at_seconds: float = 0.0) -> Watch:
-        """Set a watch from stream time `at_seconds` on. Raises WatchError: see `parse_condition`; or one too many."""
+    def add(self, written: str, rules: WatchRules | None = None, at_seconds: float = 0.0, hook: Webhook | None = None) -> Watch:
+        """Set a watch from stream time `at_seconds` on. hook: posts its alerts.
+
+        Raises WatchError: see `parse_condition`; or one too many.
+        """
         condition = parse_condition(written)
         with self._lock:
-            return self._add(written, condition, rules or WatchRules(), at_seconds)
+            watch = self._add(written, condition, rules or WatchRules(), at_seconds)
+            if hook is not None:
+                self.hooks[watch.number] = hook
+            return watch
 
     def _add(self, written: str, condition: Condition, rules: WatchRules, at_seconds: float) -> Watch:
         active = self.active
@@ -106,6 +115,8 @@ class Watches:
         for alert in alerts:
             if self.on_alert:
                 self.on_alert(alert)
+            if hook := self.hooks.get(alert.number):
+                hook.send(alert)
         return alerts
 
     def _look(self, moment: LiveChunk) -> list[Alert]:

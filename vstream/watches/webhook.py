@@ -1,12 +1,12 @@
-"""Alerts to a web address that the user has allowed: on a thread of its own, behind a bounded queue."""
+"""Alerts to a web address whose host the operator has allowed: on a thread of its own, behind a bounded queue."""
 
 from __future__ import annotations
 
 import http.client
 import json
 import logging
-import queue
 import threading
+from collections import deque
 from collections.abc import Collection
 from urllib.parse import urlsplit
 
@@ -19,58 +19,79 @@ TIMEOUT_SECONDS = 5.0
 CAPACITY = 64
 
 
+class WebhookRefused(http.client.HTTPException):
+    """The other side answered with another status than that of success."""
+
+
 class Webhook:
-    """Posts every alert as JSON to `url`. `send` never waits: what the queue has no room for is counted and dropped.
+    """Posts every alert as JSON to `url`. `send` never waits: what the queue has no room for is counted and dropped. Its thread
+    lives only while there is something to post.
 
     allowed_hosts: the hosts, `name` or `name:port`, that may be written to. Redirects are not followed and replies not read.
     Raises ConfigError for an address that is not allowed.
     """
 
     def __init__(self, url: str, allowed_hosts: Collection[str], timeout_seconds: float = TIMEOUT_SECONDS) -> None:
-        self._secure, self._host, self._port, self._path = _checked(url, allowed_hosts)
+        self._secure, self.host, self._port, self._path = _checked(url, allowed_hosts)
         self.timeout_seconds = timeout_seconds
         self.num_sent = 0
         self.num_failed = 0
         self.num_dropped = 0
-        self._waiting: queue.Queue[Alert | None] = queue.Queue(CAPACITY)
-        self._thread = threading.Thread(target=self._run, name="webhook", daemon=True)
-        self._thread.start()
+        self._reason = ""
+        self._waiting: deque[Alert] = deque()
+        self._thread: threading.Thread | None = None
+        self._lock = threading.Lock()
 
     def send(self, alert: Alert) -> None:
         """Queue an alert; returns at once."""
-        try:
-            self._waiting.put_nowait(alert)
-        except queue.Full:
-            self.num_dropped += 1
+        with self._lock:
+            if len(self._waiting) >= CAPACITY:
+                self.num_dropped += 1
+                return
+            self._waiting.append(alert)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="webhook", daemon=True)
+                self._thread.start()
 
     def close(self) -> None:
-        """Let what is queued go out, for as long as one time-out, and stop."""
-        try:
-            self._waiting.put(None, timeout=self.timeout_seconds)
-        except queue.Full:
-            return  # The other side hangs; the thread is a daemon and holds nothing up.
-        self._thread.join(self.timeout_seconds)
+        """Let what is queued go out, for as long as one time-out. Where the other side hangs, a daemon thread stays behind."""
+        thread = self._thread
+        if thread is not None:
+            thread.join(self.timeout_seconds)
+
+    @property
+    def problem(self) -> str:
+        """What did not arrive, in words for a person; empty if nothing is wrong."""
+        num = self.num_failed + self.num_dropped
+        words = f"{num} {'alert' if num == 1 else 'alerts'} could not be posted to {self.host} ({self._reason or 'too slow'})"
+        return words if num else ""
 
     def _run(self) -> None:
-        while (alert := self._waiting.get()) is not None:
+        while True:
+            with self._lock:
+                if not self._waiting:
+                    self._thread = None
+                    return
+                alert = self._waiting.popleft()
             try:
                 self._post(json.dumps(alert.row()).encode())
                 self.num_sent += 1
             except (OSError, http.client.HTTPException) as error:
                 self.num_failed += 1
                 # The host only: an address may carry a secret.
-                log.warning("an alert could not be sent to %s: %s", self._host, type(error).__name__)
+                self._reason = str(error) if isinstance(error, WebhookRefused) else type(error).__name__
+                log.warning("an alert could not be sent to %s: %s", self.host, self._reason)
 
     def _post(self, body: bytes) -> None:
         kind = http.client.HTTPSConnection if self._secure else http.client.HTTPConnection
-        connection = kind(self._host, self._port, timeout=self.timeout_seconds)
+        connection = kind(self.host, self._port, timeout=self.timeout_seconds)
         try:
             connection.request("POST", self._path, body, {"Content-Type": "application/json"})
             status = connection.getresponse().status
         finally:
             connection.close()
         if not 200 <= status < 300:
-            raise http.client.HTTPException(f"status {status}")
+            raise WebhookRefused(f"status {status}")
 
 
 def _checked(url: str, allowed_hosts: Collection[str]) -> tuple[bool, str, int | None, str]:
