@@ -20,7 +20,9 @@ from memory.rows import Gap, Sitting
 from memory.segment_file import segment_path
 from memory.stored import StoredMemory
 
-OWN_FILES = (LOCK, MANIFEST, f"{MANIFEST}-wal", f"{MANIFEST}-shm")
+PIN = "pinned"
+"""A memory with this file in it never gives way to others."""
+OWN_FILES = (LOCK, PIN, MANIFEST, f"{MANIFEST}-wal", f"{MANIFEST}-shm")
 OWN_PATTERNS = ("segment-*.safetensors", "segment-*.part", "vectors-*.f32", "vectors-*.part", f"{NEW_MANIFEST}*")
 
 
@@ -73,6 +75,11 @@ def memories(folder: Path) -> list[Path]:
         return sorted(path for path in folder.iterdir() if path.is_dir() and (is_memory(path) or is_torn(path)))
     except OSError as error:
         raise MemoryBankError(f"{folder} cannot be listed: {error.strerror}; give a folder of memories") from error
+
+
+def own_files(folder: Path) -> list[Path]:
+    """The files of a memory, by name; not what somebody else has put beside them."""
+    return sorted(path for path in folder.iterdir() if _is_own(path))
 
 
 def describe(folder: Path) -> Description:
@@ -175,9 +182,9 @@ def export_copy(folder: Path, out: Path) -> int:
     make_private(out)
     try:
         with locked(folder / LOCK):
-            for path in sorted(folder.iterdir()):
+            for path in own_files(folder):
                 # The manifest last: what it names is there then.
-                if _is_own(path) and path.name not in (LOCK, MANIFEST):
+                if path.name not in (LOCK, MANIFEST):
                     shutil.copyfile(path, out / path.name)
                     (out / path.name).chmod(PRIVATE_FILE)
             shutil.copyfile(folder / MANIFEST, out / MANIFEST)
@@ -193,7 +200,7 @@ def delete(folder: Path) -> list[str]:
         raise MemoryBankError(f"{folder} holds no memory; nothing was deleted")
     with locked(folder / LOCK):
         # The manifest first: a deletion that is interrupted leaves no memory that names what is gone.
-        own = sorted((path for path in folder.iterdir() if _is_own(path)), key=lambda path: path.name != MANIFEST)
+        own = sorted(own_files(folder), key=lambda path: path.name != MANIFEST)
         try:
             for path in own:
                 path.unlink(missing_ok=True)

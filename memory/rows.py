@@ -132,7 +132,7 @@ class Gap:
 class Sitting:
     """One stretch of watching. offset_seconds: what was added to the source's own pts. source: a label that is safe to show.
 
-    source_key: tells recorded sources apart, so that one of them can be continued; empty for live ones.
+    source_key: tells recordings and live places apart, so that they are found again; empty where nothing tells.
     """
 
     start_seconds: float

@@ -65,8 +65,8 @@ class StoredMemory:
         self.folder = folder
         self.codec = create_codec(codec)
         self.manifest = manifest
-        self.disk_bytes = disk_bytes
-        self.segment_bytes = min(segment_bytes, max(1, disk_bytes // 8))
+        self._largest_segment_bytes = segment_bytes
+        self.limit(disk_bytes)
         self.thinning = thinning
         self.fault = fault
         self.notices: list[str] = []
@@ -79,6 +79,11 @@ class StoredMemory:
         self.identity = manifest.identity
         self.vectors = self.vectors_of(manifest.meta("vectors"), manifest.number("num_vectors"))
         self.segments = manifest.segments()
+
+    def limit(self, disk_bytes: int) -> None:
+        """Another quota; the next commit keeps to it."""
+        self.disk_bytes = disk_bytes
+        self.segment_bytes = min(self._largest_segment_bytes, max(1, disk_bytes // 8))
 
     @property
     def num_bytes(self) -> int:

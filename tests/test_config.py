@@ -47,6 +47,7 @@ OTHER: dict[str, Any] = {
     "gpu_bytes": 1000,
     "ram_bytes": 2000,
     "disk_bytes": 3000,
+    "library_bytes": 2**30,
     "kv_codec": "int4",
     "thinning": "evenly",
     "max_new_tokens": 7,

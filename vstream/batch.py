@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
 import os
 import re
@@ -21,11 +22,14 @@ from data.sources import open_source
 from model_adapters.base import ModelAdapter
 from vstream.answer import answer_fields, is_text
 from vstream.config import SessionConfig
+from vstream.library import room_for, words_of
 from vstream.models import ModelChoice
 from vstream.progress import Progress
 from vstream.recorded import Reel
 from vstream.remembered import check_library, memory_folder, stored_settings
 from vstream.session import StreamSession
+
+logger = logging.getLogger(__name__)
 
 Row = dict[str, Any]
 
@@ -202,9 +206,9 @@ def answer_video(video: str, rows: list[Row], job: Job) -> Iterator[Row]:
                 watch_until: Callable[[float], None] = nothing_to_watch
             else:
                 source = opened.enter_context(open_source(video, allow_private_hosts=job.allow_private_hosts))
-                folder = memory_of(job.folder, video) if job.folder else None
+                folder = _remembered_in(job, video) if job.folder else None
                 session = opened.enter_context(StreamSession(adapter, job.config, memory=folder))
-                joined = session.join(source.info.label, source.recording_key)
+                joined = session.join(source.info.label, source.recording_key, source.place_key)
                 watch_until = Reel(session, source.frames(job.config.fps, joined.start_seconds)).watch_until
             while waiting:
                 row = waiting[0]
@@ -218,6 +222,15 @@ def answer_video(video: str, rows: list[Row], job: Job) -> Iterator[Row]:
     except VStreamError as error:
         for row in waiting:
             yield _finished(row, job, {"answer": None, "error": str(error)})
+
+
+def _remembered_in(job: Job, video: str) -> Path:
+    """The memory of a video, after others have made room for it."""
+    assert job.folder is not None
+    folder = memory_of(job.folder, video)
+    for one in room_for(job.folder, job.config, {folder}).gave_way if job.folder.exists() else []:
+        logger.warning("%s", words_of(one, job.config))
+    return folder
 
 
 def nothing_to_watch(seconds: float) -> None:

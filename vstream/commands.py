@@ -73,7 +73,7 @@ def until(source: Source, config: SessionConfig, at: float | None) -> float:
 def watch(session: StreamSession, source: Source, end: float, from_start: bool = True) -> None:
     """Feed the session, with a progress bar, up to stream time `end`, which counts from the start of the memory, or else
     from where the source joins it."""
-    joined = session.join(source.info.label, source.recording_key)
+    joined = session.join(source.info.label, source.recording_key, source.place_key)
     if joined.words:
         sys.stderr.write(f"{joined.words}\n")
     end = end if from_start else end + joined.offset_seconds + joined.start_seconds

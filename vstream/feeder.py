@@ -61,7 +61,8 @@ class Feeder:
 
     def _run(self) -> None:
         try:
-            joined = self.session.join(self.source.info.label, self.source.recording_key)
+            source = self.source
+            joined = self.session.join(source.info.label, source.recording_key, source.place_key)
             if joined.words:
                 log.warning("%s", joined.words)
             for _ in self.session.feed(self.source.frames(self.session.config.fps, joined.start_seconds)):

@@ -13,6 +13,7 @@ from typing import Any
 from data.errors import MemoryBankError
 from memory.library import Description, delete, describe, export_copy, export_table, memories, verify
 from memory.opening import open_memory
+from memory.room import is_pinned, pin
 from memory.upkeep import forget_span
 
 DAMAGED = 1
@@ -27,6 +28,8 @@ def add_memory_commands(parser: argparse.ArgumentParser, parser_class: type[argp
         ("verify", "read everything in a memory and check it; exit code 1 if something is damaged", check),
         ("forget", "really remove a span of the stream", forget),
         ("export", "copy a memory to a new folder, or its timeline to a .jsonl file", export),
+        ("pin", "never let a memory give way when a library is full", fix),
+        ("unpin", "let it give way again", fix),
         ("delete", "delete a whole memory", remove),
     ):
         action = actions.add_parser(name, help=words)
@@ -53,7 +56,7 @@ def ls(args: argparse.Namespace) -> int:
         else:
             print(
                 f"{row['folder']}  {_clock(row['start_seconds'])}–{_clock(row['end_seconds'])}  {row['num_stored']} chunks"
-                f"  {_mib(row['num_bytes'])}  {row['model']}"
+                f"  {_mib(row['num_bytes'])}  {row['model']}{'  pinned' if row['pinned'] else ''}"
             )
     if not rows:
         sys.stderr.write(f"there are no memories in {args.folder}\n")
@@ -75,6 +78,8 @@ def info(args: argparse.Namespace) -> int:
         steps = ", ".join(f"{num} chunks {step}×" for step, num in found.num_thinned.items())
         print(f"thinned   {steps}, to fit the budget on disk")
     print(f"size      {_mib(found.num_bytes)} in {found.num_segments} segments, format version {found.format_version}")
+    if is_pinned(args.folder):
+        print("pinned    it never gives way to other memories")
     print(f"model     {name}: {model['family']}, {model['dtype']}, fingerprint {model['fingerprint']}")
     print(f"settings  {', '.join(f'{setting}={value}' for setting, value in found.identity.settings.items())}")
     for sitting in found.sittings:
@@ -127,6 +132,12 @@ def export(args: argparse.Namespace) -> int:
     return 0
 
 
+def fix(args: argparse.Namespace) -> int:
+    pin(args.folder, args.action == "pin")
+    print(json.dumps({"pinned": is_pinned(args.folder)}) if args.json else f"{args.folder} is {args.action}ned")
+    return 0
+
+
 def remove(args: argparse.Namespace) -> int:
     foreign = delete(args.folder)
     if args.json:
@@ -144,7 +155,7 @@ def _listed(folder: Path) -> dict[str, Any]:
 
 
 def _row(found: Description) -> dict[str, Any]:
-    row = asdict(found) | {"folder": str(found.folder), "model": found.identity.name}
+    row = asdict(found) | {"folder": str(found.folder), "model": found.identity.name, "pinned": is_pinned(found.folder)}
     return {name: value for name, value in row.items() if name not in ("gaps", "sittings")}
 
 

@@ -65,18 +65,19 @@ class Joined:
     gap: Span | None = None
 
 
-def join(memory: StoredMemory, chunk_seconds: float, label: str, key: str, end_seconds: float | None) -> Joined:
+def join(memory: StoredMemory, chunk_seconds: float, label: str, key: str, place: str, end_seconds: float | None) -> Joined:
     """Begin a sitting, and write it down. end_seconds: where the last stored chunk ends; None if there is none.
 
-    label: the source, safe to show. key: what tells recordings apart; empty for live sources. A source that does not go on
-    where it was left follows behind one empty chunk: a gap, with the wall-clock time that passed.
+    label: the source, safe to show. key: what tells recordings apart; empty for live sources, which `place` tells apart.
+    A source that does not go on where it was left, as no live one does, follows behind one empty chunk: a gap, with the
+    wall-clock time that passed.
     """
     now = time.time()
     # What was forgotten at the end was watched, too: it must not be watched again.
     ends = [gap.end_seconds for gap in memory.manifest.gaps() if gap.reason == "forgotten"]
     end_seconds = max([*ends, *([end_seconds] if end_seconds is not None else [])], default=None)
     if end_seconds is None:
-        memory.begin_sitting(Sitting(0.0, 0.0, label, key, now), [])
+        memory.begin_sitting(Sitting(0.0, 0.0, label, key or place, now), [])
         return Joined()
     before = memory.manifest.last_sitting()
     if key and before is not None and before.source_key == key:
@@ -86,6 +87,6 @@ def join(memory: StoredMemory, chunk_seconds: float, label: str, key: str, end_s
     offset = end_seconds + chunk_seconds
     stored_unix = memory.manifest.last_stored_unix()
     pause = max(0.0, now - stored_unix)
-    memory.begin_sitting(Sitting(offset, offset, label, key, now), [Gap(end_seconds, offset, "paused", pause)])
+    memory.begin_sitting(Sitting(offset, offset, label, key or place, now), [Gap(end_seconds, offset, "paused", pause)])
     words = f"the memory goes on at {offset:g} s of its stream, after a pause of {pause:.0f} s"
     return Joined(offset, 0.0, words, (end_seconds, offset))

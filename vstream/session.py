@@ -114,18 +114,19 @@ class StreamSession(Speaking):
             start = recent[0].end_seconds - self.config.window_seconds - 1e-6
             self.ingest.restore(self.bank.get(sorted(r.chunk_id for r in recent if r.start_seconds >= start)))
 
-    def join(self, label: str = "", key: str = "") -> Joined:
+    def join(self, label: str = "", key: str = "", place: str = "") -> Joined:
         """A source begins: how its times continue those of the memory. Without a memory they stay as they are.
 
         label: the source, safe to show. key: tells recorded sources apart (`Source.recording_key`), so that one that was
-        watched before goes on where it was left. Asked for by itself with the first frame, if nobody has.
+        watched before goes on where it was left. place: tells live ones apart (`Source.place_key`). Asked for by itself with
+        the first frame, if nobody has.
         """
         with self._lock:
             self._joined = Joined()
             if self.memory is not None:
                 if not self.writes:
                     raise MemoryBankError(f"the memory {self.memory.folder} was opened for reading only")
-                self._joined = join(self.memory, self.config.chunk_seconds, label, key, self._end)
+                self._joined = join(self.memory, self.config.chunk_seconds, label, key, place, self._end)
                 if self._joined.gap is not None:
                     self.bank.gaps = add_span(self.bank.gaps, self._joined.gap)
             return self._joined

@@ -117,7 +117,7 @@ def comment(args: argparse.Namespace) -> int:
 def _watched(session: StreamSession, source: Source, until: float) -> Iterator[None]:
     """Feed the session up to stream time `until`, or to the end; yields after every frame. Ctrl-C ends the stream, no more."""
     total = until if math.isfinite(until) else source.info.duration_seconds
-    joined = session.join(source.info.label, source.recording_key)
+    joined = session.join(source.info.label, source.recording_key, source.place_key)
     if joined.words:
         sys.stderr.write(f"{joined.words}\n")
     with Progress("watching", total) as progress:

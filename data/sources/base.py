@@ -104,6 +104,12 @@ class Source(ABC):
         """Tells recordings apart: the same key is the same recording, from its first frame on. Empty for what is live."""
         return ""
 
+    @property
+    def place_key(self) -> str:
+        """Tells live sources apart: the same key is the same camera or address. Empty for recordings, and where nothing
+        tells."""
+        return ""
+
     @abstractmethod
     def frames(self, fps: float, start_seconds: float = 0.0) -> Iterator[Frame]:
         """The frames in order, the first one of every slot of 1/fps seconds, from `start_seconds` on.

@@ -19,14 +19,16 @@ MAX_SIDE = 16384
 class PushSource(Source):
     """Bounded and thread-safe: `push` never waits, the newest frames win, and what is lost is counted.
 
-    capacity: frames that wait for a slow reader. A reader that takes only some slots does not count the rest as dropped.
+    place_key: see `Source.place_key`. capacity: frames that wait for a slow reader. A reader that takes only some slots does
+    not count the rest as dropped.
     """
 
-    def __init__(self, label: str = "camera", capacity: int = 8) -> None:
+    def __init__(self, label: str = "camera", capacity: int = 8, place_key: str = "") -> None:
         if capacity < 1:
             raise SourceError(f"{label}: capacity must be at least 1, got {capacity}")
         super().__init__(SourceInfo(kind="camera", label=label, live=True, width=0, height=0))
         self._capacity = capacity
+        self._place_key = place_key
         self._queue: deque[tuple[float, Frame]] = deque()
         self._changed = threading.Condition()
         self._slots: Slots | None = None
@@ -35,6 +37,10 @@ class PushSource(Source):
         self._last: float | None = None
         self._ended = False
         self.stats.reader = "pushed"
+
+    @property
+    def place_key(self) -> str:
+        return self._place_key
 
     def push(self, rgb: np.ndarray, pts_seconds: float | None = None) -> bool:
         """Add a picture, uint8 [H, W, 3] or [3, H, W] RGB; the pixels are copied. Returns whether it was taken.

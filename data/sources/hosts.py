@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import ipaddress
 import queue
 import socket
 import threading
 from dataclasses import dataclass
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import SplitResult, urlsplit, urlunsplit
 
 from data.errors import SourceError
 
@@ -57,6 +58,15 @@ def label_of(url: str) -> str:
         return f"{url.split(':', 1)[0]}://…"
     host = f"[{host}]" if ":" in host else host
     return f"{parts.scheme}://{host}{port}{parts.path}{'?…' if parts.query else ''}"
+
+
+def key_of(url: str) -> str:
+    """Tells addresses apart without holding them. The user name and the password play no part; the query does, as it may
+    choose a camera, and is not to be guessed from the key, as it may hold a secret: hence the slow hash."""
+    parts = urlsplit(url)
+    host = parts.netloc.rpartition("@")[2].lower()
+    plain = urlunsplit((parts.scheme.lower(), host, parts.path, parts.query, ""))
+    return hashlib.scrypt(plain.encode(), salt=b"vstream", n=2**14, r=8, p=1, dklen=16).hex()
 
 
 def check_url(url: str, allow_private_hosts: bool = False, timeout_seconds: float = LOOKUP_SECONDS) -> LiveURL:

@@ -15,7 +15,7 @@ from data.errors import SourceError
 from data.frames import PTS_TOLERANCE_SECONDS, Frame
 from data.sources.base import Slots, Source, SourceInfo
 from data.sources.connection import connect, is_hls, refused_part
-from data.sources.hosts import LiveURL, check_url
+from data.sources.hosts import LiveURL, check_url, key_of
 from data.sources.picture import check_size, pixel_aspect_of, upright
 from data.sources.probe import video_stream
 from data.sources.timeline import Timeline
@@ -66,6 +66,14 @@ class LiveSource(Source):
             raise
         self._container = container
         self.stats.reader = "pyav"
+
+    @property
+    def recording_key(self) -> str:
+        return "" if self.info.live else f"recording {key_of(self._url)} {self.info.duration_seconds}"
+
+    @property
+    def place_key(self) -> str:
+        return f"live {key_of(self._url)}" if self.info.live else ""
 
     def frames(self, fps: float, start_seconds: float = 0.0) -> Iterator[Frame]:
         """See `Source.frames`. Ends when the stream ends or `close` is called; SourceError when it is lost for good."""

@@ -35,7 +35,7 @@ def snapshot_of(tab: Tab) -> Snapshot:
         tokens_per_second=tab.tokens_per_second,
         error=feeder.error or "",
         disk_lag_seconds=session.writer.pending_seconds if session.writer else None,
-        warning=_warning(session, source),
+        warning=_warning(tab, session, source),
         said=overlay_words(session),
     )
 
@@ -53,7 +53,10 @@ def _stored(tab: Tab, session: StreamSession) -> Snapshot:
     )
 
 
-def _warning(session: StreamSession, source: Source) -> str:
-    """What is wrong with the disk, else with the source."""
+def _warning(tab: Tab, session: StreamSession, source: Source) -> str:
+    """What is wrong with the disk, or what the library had to do since the stream began, or what is wrong with the source."""
     disk = session.writer.error if session.writer else None
+    library = tab.library
+    if not disk and library is not None and library.num_notices > tab.num_told:
+        disk = library.notices[-1]
     return disk or (source.stats.warnings[-1] if source.stats.warnings else "")

@@ -11,6 +11,7 @@ from data.errors import SourceError, VStreamError
 from data.sources import open_source
 from memory.library import delete
 from memory.opening import open_memory
+from memory.room import is_pinned, pin
 from memory.upkeep import forget_span
 from model_adapters.base import ModelAdapter
 from vstream.config import SessionConfig
@@ -53,7 +54,7 @@ class Studio:
         self.adapter = adapter
         self.config = config or SessionConfig()
         self.start_source = start_source
-        self.library = Library(folder) if folder else None
+        self.library = Library(folder, self.config) if folder else None
         self.allow_private_hosts = allow_private_hosts
         self.webhook_hosts = frozenset(webhook_hosts)
         self.max_tabs = max_tabs
@@ -130,6 +131,12 @@ class Studio:
         if self.library is None or name not in self.saved():
             raise PageError("choose a saved memory first")
         return self.library.folder / name
+
+    def pin(self, name: str) -> bool:
+        """Never let a saved memory give way to others, or let it again. Whether it is pinned now."""
+        folder = self.saved_folder(name)
+        pin(folder, not is_pinned(folder))
+        return is_pinned(folder)
 
     def start_saved(self, key: str, name: str) -> None:
         """Answer from a saved memory, without its source."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import threading
 import time
 from collections import deque
@@ -64,7 +65,11 @@ class Tab:
         self.tokens_per_second = 0.0
         self.before = Before()
         self.why_left = ""
+        self.num_told = 0
+        """How much the library had said when this stream began."""
         self._camera: PushSource | None = None
+        self._camera_key = f"camera {secrets.token_hex(8)}"
+        """Of this page: another page's camera may be somebody else's."""
         self._camera_seen = float("-inf")
         self._lock = threading.RLock()
         self._asking = threading.Lock()
@@ -79,6 +84,7 @@ class Tab:
                 raise SourceError("this page was closed; reload it")
             before = self.session
             self._end_stream()
+            num_told = self.library.num_notices if self.library else 0
             try:
                 self.session = self._session_for(source)
                 if before is not None:
@@ -90,6 +96,7 @@ class Tab:
             self._camera = source if isinstance(source, PushSource) else None
             self.is_upload = is_upload
             self.before = Before.of(self.session)
+            self.num_told = num_told
             self.feeder = Feeder(self.session, self.source).start()
             self.sent.clear()
 
@@ -100,7 +107,10 @@ class Tab:
                 raise SourceError("this page was closed; reload it")
             # Opened first: where that fails, what runs goes on.
             config = self.config.replace(**stored_settings(folder))
-            session = StreamSession(self.adapter, config, turns=self.turns, memory=folder, read_only=True)
+            if self.library:
+                session = self.library.read(self.adapter, config, self.turns, folder)
+            else:
+                session = StreamSession(self.adapter, config, turns=self.turns, memory=folder, read_only=True)
             self._end_stream()
             self.session, self.is_upload, self.before = session, False, Before.of(session)
 
@@ -152,7 +162,7 @@ class Tab:
         fresh, self._camera_seen = now - self._camera_seen > CAMERA_SILENCE_SECONDS, now
         with self._lock:
             if self._camera is None and fresh:
-                self.start(PushSource("camera of this browser"))
+                self.start(PushSource("camera of this browser", place_key=self._camera_key))
             camera = self._camera
         # After a stop, or when another source was started, the camera's remaining frames are not wanted.
         if camera is not None:
@@ -246,7 +256,7 @@ class Tab:
     def _session_for(self, source: Source) -> StreamSession:
         if self.library is None:
             return StreamSession(self.adapter, self.config, turns=self.turns)
-        return self.library.session(self.adapter, self.config, self.turns, source.info.label, source.recording_key)
+        return self.library.session(self.adapter, self.config, self.turns, source)
 
     def _end_stream(self) -> None:
         self._cancel.set()

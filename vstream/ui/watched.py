@@ -42,6 +42,10 @@ class WatchedSource(Source):
     def recording_key(self) -> str:
         return self.inner.recording_key
 
+    @property
+    def place_key(self) -> str:
+        return self.inner.place_key
+
     def frames(self, fps: float, start_seconds: float = 0.0) -> Iterator[Frame]:
         """See `Source.frames`."""
         last = None
