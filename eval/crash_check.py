@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from data.frames import Frame
 from eval.random_memory import (
     CHUNK_SECONDS,
@@ -23,6 +25,7 @@ from memory.stored import StoredMemory
 from memory.stored_records import StoredRecords
 from memory.thinning import Distinct, Thinning
 from model_adapters.base import ChunkKV, ModelAdapter, ModelInfo
+from retrieval.base import Hit
 from retrieval.key_similarity import KeySimilarity
 from retrieval.restored import Restored
 from vstream.session import StreamSession
@@ -137,10 +140,16 @@ def _wrong_hits(memory: StoredMemory, info: ModelInfo, seed: int) -> list[str]:
     uninterrupted = KeySimilarity()
     for chunk_id in ids:
         uninterrupted.add(thinned(random_chunk(info, seed, chunk_id), memory.manifest.step(chunk_id)))
-    restored = Restored(KeySimilarity(), memory.summaries, until_chunk_id=10**9)
+    restored = Restored(KeySimilarity(), memory, until_chunk_id=10**9)
     queries = [random_query(info, seed + number) for number in range(NUM_QUERIES)]
-    alike = all(restored.search(query, 5, 1e9) == uninterrupted.search(query, 5, 1e9) for query in queries)
+    alike = all(_alike(restored.search(query, 5, 1e9), uninterrupted.search(query, 5, 1e9)) for query in queries)
     return [] if alike else ["a question finds other chunks than in an uninterrupted run"]
+
+
+def _alike(left: list[Hit], right: list[Hit]) -> bool:
+    """Vectors on disk and in RAM are multiplied in another order, which is a matter of rounding."""
+    places = [[(hit.chunk_id, hit.start_seconds, hit.end_seconds) for hit in hits] for hits in (left, right)]
+    return places[0] == places[1] and np.allclose([hit.score for hit in left], [hit.score for hit in right], atol=1e-4)
 
 
 def check_session(folder: Path, adapter: ModelAdapter, frames: Sequence[Frame], tally: Tally, where: str) -> None:

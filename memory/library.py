@@ -128,7 +128,7 @@ def verify(folder: Path) -> Verdict:
                 verdict.damaged[chunk_id] = wrong
             else:
                 verdict.num_good += 1
-        num_vectors = sum(len(block) for block in memory.vectors.blocks())
+        num_vectors = sum(int(right.sum()) for _, _, right in memory.vectors.blocks())
         if num_vectors < memory.vectors.num_records:
             lost = memory.vectors.num_records - num_vectors
             verdict.problems.append(f"{lost} index vectors are damaged; they are made again from the chunks when needed")

@@ -5,6 +5,7 @@ One writer, many readers, also from other processes; a reader sees what has been
 
 from __future__ import annotations
 
+import json
 import os
 import sqlite3
 import time
@@ -12,6 +13,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import astuple
 from pathlib import Path
 
+import numpy as np
 from zlib_ng.zlib_ng import crc32
 
 from data.errors import MemoryBankError
@@ -170,7 +172,13 @@ class Manifest(Database):
 
     def ids(self) -> list[int]:
         """Ids of the chunks whose KV is stored, in stream order."""
-        return [row[0] for row in self.query("SELECT chunk_id FROM chunks WHERE segment NOT NULL ORDER BY chunk_id")]
+        return self.ids_up_to().tolist()
+
+    def ids_up_to(self, chunk_id: int | None = None) -> np.ndarray:
+        """int64: the same up to one chunk, or all of them: many at once as one text, which is several times faster."""
+        where = "" if chunk_id is None else f"AND chunk_id <= {int(chunk_id)}"
+        ((found,),) = self.query(f"SELECT json_group_array(chunk_id) FROM chunks WHERE segment NOT NULL {where}")
+        return np.sort(np.array(json.loads(found), dtype=np.int64))
 
     def ids_of_all(self, where: str = "", values: tuple = ()) -> list[int]:
         """Ids of all chunks, also of those whose KV is gone, in stream order."""

@@ -25,6 +25,7 @@ from memory.manifest import Manifest
 from memory.records import ChunkRecord
 from memory.rows import ChunkRow, Gap, Sitting
 from memory.segment_file import read_block, read_blocks, segment_path, write_segment
+from memory.stored_vectors import StoredVectors
 from memory.thinning import Thinning
 from memory.upkeep import keep_quota
 from memory.vectors import Summaries, VectorFile
@@ -94,10 +95,6 @@ class StoredMemory:
     def num_segments(self) -> int:
         return len(self.segments)
 
-    @property
-    def has_thinned(self) -> bool:
-        return any(merged > 1 for _, merged in self.segments.values())
-
     def step_of(self, segment: int) -> int:
         """How often the chunks of a segment have been thinned; 0 is whole."""
         return max(0, self.segments[segment][1] - 1)
@@ -160,17 +157,16 @@ class StoredMemory:
                 continue
         return found
 
-    def summaries(self) -> Iterator[Summaries]:
-        """What a retriever needs of every stored chunk, in blocks. A vector that is damaged is made again from its chunk."""
-        wanted = np.array(self.manifest.ids(), dtype=np.int64)
-        found: list[np.ndarray] = []
-        for block in self.vectors.newest_of(wanted, self.has_thinned):
-            found.append(block.chunk_ids)
-            yield block
-        missing = np.setdiff1d(wanted, np.concatenate(found)) if found else wanted
-        for chunk_id in missing.tolist():
+    def stored_vectors(self, file: VectorFile, first: int = 0, until_chunk_id: int | None = None) -> StoredVectors:
+        """The vectors of chunks whose KV is stored, up to one chunk, as far as `file` holds them from record `first` on."""
+        return StoredVectors.newest(file, self.manifest.ids_up_to(until_chunk_id), first)
+
+    def without_vector(self, stored: StoredVectors, until_chunk_id: int | None = None) -> Iterator[ChunkKV]:
+        """The stored chunks, up to one, whose vectors are not as they were written."""
+        wanted = self.manifest.ids_up_to(until_chunk_id)
+        for chunk_id in wanted[~np.isin(wanted, stored.chunk_ids)].tolist():
             try:
-                yield Summaries.of([self.get(chunk_id)])
+                yield self.get(chunk_id)
             except (MemoryBankError, KeyError) as error:
                 self.notices.append(f"chunk {chunk_id} cannot be found by questions: {error}")
 

@@ -19,6 +19,7 @@ from memory.files import sync_folder
 from memory.layout import PackedChunk, Packet, pack, unpack
 from memory.rows import ChunkRow, Gap
 from memory.segment_file import read_block, segment_path, write_segment
+from memory.stored_vectors import StoredVectors
 from memory.thinning import Thinning
 from memory.vectors import Summaries, VectorFile, generation_of
 from model_adapters.base import ChunkKV
@@ -233,7 +234,8 @@ def _drop_dead_vectors(memory: StoredMemory) -> bool:
 
 def _rewritten_vectors(memory: StoredMemory, forgotten: Collection[int]) -> VectorFile:
     """A new file of the vectors of chunks with KV, but for those that are forgotten; the old one is left as it is."""
-    wanted = np.setdiff1d(np.array(memory.manifest.ids(), dtype=np.int64), np.array(sorted(forgotten), dtype=np.int64))
+    there = memory.manifest.ids_up_to()
+    wanted = there[~np.isin(there, np.array(sorted(forgotten), dtype=np.int64))]
     vectors = memory.vectors_of(f"vectors-{generation_of(memory.vectors.path) + 1:04d}.f32", 0)
-    vectors.write(memory.vectors.newest_of(wanted, memory.has_thinned), memory.fault)
+    vectors.write(StoredVectors.newest(memory.vectors, wanted).summaries(), memory.fault)
     return vectors

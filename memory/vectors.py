@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +18,8 @@ from model_adapters.base import ChunkKV
 
 logger = logging.getLogger(__name__)
 
-BLOCK_RECORDS = 4096
-"""Records that are read at a time: the file may be larger than RAM allows."""
+BLOCK_BYTES = 4 * 2**20
+"""Read and verified at a time: RAM does not grow with the file, and what was read is still in the cache when it is searched."""
 
 
 def mean_key(chunk: ChunkKV) -> torch.Tensor:
@@ -53,10 +54,6 @@ class Summaries:
     def __len__(self) -> int:
         return len(self.chunk_ids)
 
-    def only(self, wanted: np.ndarray) -> Summaries:
-        """wanted: bool [n]."""
-        return Summaries(self.chunk_ids[wanted], self.spans[wanted], self.num_tokens[wanted], self.mean_keys[wanted])
-
 
 def generation_of(path: Path) -> int:
     """The number in the name of a file of vectors: each rewrite has the next one."""
@@ -71,6 +68,7 @@ class VectorFile:
         self.path = path
         self.layers = layers
         self.num_records = num_records
+        self._open: int | None = None
         self._record = np.dtype(
             [
                 ("chunk_id", "<i8"),
@@ -112,44 +110,36 @@ class VectorFile:
         write_whole(self.path, content, fault, "vectors")
         self.num_records = len(content) // self._record.itemsize
 
-    def blocks(self) -> Iterator[Summaries]:
-        """The committed records that are as they were written, in the order in which they were added."""
-        if not self.path.exists():
-            return
+    def blocks(self, first: int = 0) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+        """The committed records from number `first` on, in blocks: (number of the first one, records, bool: as they were
+        written). The records have the fields of `Summaries` in the singular; the next block overwrites them.
+
+        What the file does not hold, or what cannot be read, is left out: it is made again from the chunks.
+        """
+        size = self._record.itemsize
+        num = max(1, BLOCK_BYTES // size)
+        buffer = np.empty(min(num, max(1, self.num_records - first)) * size, dtype=np.uint8).data
+        end = self.num_records
         try:
-            with self.path.open("rb") as file:
-                left = self.num_records
-                while left > 0:
-                    content = file.read(min(left, BLOCK_RECORDS) * self._record.itemsize)
-                    records = np.frombuffer(
-                        content[: len(content) // self._record.itemsize * self._record.itemsize], self._record
-                    )
-                    if not len(records):
-                        return
-                    left -= len(records)
-                    rows = records.view(np.uint8).reshape(len(records), self._record.itemsize)
-                    right = np.array([crc32(row[:-4].data) for row in rows], dtype=np.uint32) == records["crc32"]
-                    yield Summaries(records["chunk_id"], records["span"], records["num_tokens"], records["mean_key"]).only(
-                        right
-                    )
+            handle = self._handle()
+            while first < end:
+                wanted = min(num, end - first) * size
+                there = _read_into(handle, buffer[:wanted], first * size) // size
+                right = [crc32(buffer[at : at + size - 4]) for at in range(0, there * size, size)]
+                records = np.frombuffer(buffer[: there * size], self._record)
+                yield first, records, np.array(right, dtype=np.uint32) == records["crc32"]
+                if there * size < wanted:
+                    return
+                first += there
         except OSError as error:
-            # What is not read here is made again from the chunks.
             logger.warning("%s cannot be read: %s", self.path, error.strerror)
 
-    def newest_of(self, chunk_ids: np.ndarray, thinned: bool) -> Iterator[Summaries]:
-        """The last record of each of these chunks (int64 [n]). thinned: some of them may have an older one, too."""
-        if not thinned:
-            yield from (block.only(np.isin(block.chunk_ids, chunk_ids)) for block in self.blocks())
-            return
-        stored = [block.chunk_ids for block in self.blocks()]
-        known, from_behind = np.unique(np.concatenate(stored)[::-1], return_index=True) if stored else (chunk_ids[:0],) * 2
-        num_stored = sum(len(ids) for ids in stored)
-        wanted = np.zeros(num_stored, dtype=bool)
-        wanted[num_stored - 1 - from_behind[np.isin(known, chunk_ids)]] = True
-        start = 0
-        for block in self.blocks():
-            yield block.only(wanted[start : start + len(block)])
-            start += len(block)
+    def _handle(self) -> int:
+        """Open for reading until this object goes: another file in its place takes nothing from who still searches this one."""
+        if self._open is None:
+            self._open = os.open(self.path, os.O_RDONLY)
+            weakref.finalize(self, os.close, self._open)
+        return self._open
 
     def _packed(self, summaries: Summaries) -> bytes:
         records = np.zeros(len(summaries), self._record)
@@ -158,3 +148,11 @@ class VectorFile:
         rows = records.view(np.uint8).reshape(len(records), self._record.itemsize)
         records["crc32"] = [crc32(row[:-4].data) for row in rows]
         return records.tobytes()
+
+
+def _read_into(handle: int, buffer: memoryview, offset: int) -> int:
+    """Fill `buffer` from a file as far as it goes. Returns how many bytes that was."""
+    at = 0
+    while at < len(buffer) and (num := os.preadv(handle, [buffer[at:]], offset + at)):
+        at += num
+    return at

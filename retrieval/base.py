@@ -5,10 +5,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Collection
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from data.errors import ConfigError
-from memory.vectors import Summaries
+from memory.stored_vectors import StoredVectors
 from model_adapters.base import ChunkKV, Query
+
+if TYPE_CHECKING:
+    from retrieval.chunk_index import ChunkIndex
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,9 @@ class Retriever(ABC):
     Every method is called from one thread at a time.
     """
 
+    index: ChunkIndex | None = None
+    """What holds its vectors; None if it has none."""
+
     @abstractmethod
     def add(self, chunk: ChunkKV) -> None:
         """Index a chunk. Chunks arrive in stream order; a chunk_id is added once."""
@@ -39,8 +46,9 @@ class Retriever(ABC):
     def search(self, query: Query, top_k: int, until_seconds: float, exclude: Collection[int] = ()) -> list[Hit]:
         """At most `top_k` hits, best first, among chunks that end by `until_seconds` and are not in `exclude`."""
 
-    def restore(self, stored: Summaries) -> None:
-        """Index chunks of a stored memory, as `add` would have, without their KV. ConfigError if that needs their KV."""
+    def restore(self, stored: StoredVectors) -> None:
+        """Index chunks of a stored memory, as `add` would have, without their KV; those that were added before must have been
+        removed. ConfigError if that needs their KV."""
         raise ConfigError(f"{type(self).__name__} cannot search a stored memory; choose another retrieval")
 
     @property

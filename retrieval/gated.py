@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from memory.vectors import Summaries
+from memory.stored_vectors import StoredVectors
 from model_adapters.base import ChunkKV, Query
 from retrieval.base import Hit, Retriever
 from retrieval.gate import Gate
@@ -16,6 +16,7 @@ class Gated(Retriever):
 
     def __init__(self, base: KeySimilarity, gate: Gate) -> None:
         self.base = base
+        self.index = base.index
         self.gate = gate
 
     def add(self, chunk: ChunkKV) -> None:
@@ -24,7 +25,7 @@ class Gated(Retriever):
     def remove(self, chunk_ids: Collection[int]) -> None:
         self.base.remove(chunk_ids)
 
-    def restore(self, stored: Summaries) -> None:
+    def restore(self, stored: StoredVectors) -> None:
         self.base.restore(stored)
 
     def search(self, query: Query, top_k: int, until_seconds: float, exclude: Collection[int] = ()) -> list[Hit]:

@@ -25,6 +25,17 @@ class Index(ABC):
     dim: int
 
     @abstractmethod
+    def __init__(self, dim: int) -> None: ...
+
+    @staticmethod
+    @abstractmethod
+    def products(query: np.ndarray, vectors: np.ndarray) -> np.ndarray:
+        """float32 [n]: inner products of `query` (float32 [dim]) with `vectors` (float32 [n, dim]) that are in no index.
+
+        Bit for bit as `search` would find them if they were.
+        """
+
+    @abstractmethod
     def add(self, ids: Collection[int], vectors: torch.Tensor) -> None:
         """vectors: float [len(ids), dim] on any device. Ids are new."""
 
@@ -35,6 +46,10 @@ class Index(ABC):
     @abstractmethod
     def search(self, query: torch.Tensor, k: int, allowed: Collection[int] | None = None) -> Found:
         """At most `k` ids with the largest inner products with `query` (float [dim]), among `allowed` ids where given."""
+
+    @abstractmethod
+    def vectors(self, ids: Collection[int]) -> torch.Tensor:
+        """float32 [len(ids), dim]: vectors that are there, as they were added."""
 
     @abstractmethod
     def __len__(self) -> int:
@@ -77,6 +92,18 @@ class VectorIndex(Index):
         scores, ids = self._index.search(_to_numpy(query)[None], k, params=parameters)
         return [(i, s) for i, s in zip(ids[0].tolist(), scores[0].tolist(), strict=True) if i >= 0]
 
+    @staticmethod
+    def products(query: np.ndarray, vectors: np.ndarray) -> np.ndarray:
+        library: Any = importlib.import_module("faiss")
+        query, vectors = np.ascontiguousarray(query), np.ascontiguousarray(vectors)
+        found = np.empty(len(vectors), dtype=np.float32)
+        pointers = map(library.swig_ptr, (found, query, vectors))
+        library.fvec_inner_products_ny(*pointers, vectors.shape[1], len(vectors))
+        return found
+
+    def vectors(self, ids: Collection[int]) -> torch.Tensor:
+        return torch.from_numpy(self._index.reconstruct_batch(np.fromiter(ids, np.int64, len(ids))))
+
     def __len__(self) -> int:
         return int(self._index.ntotal)
 
@@ -106,16 +133,23 @@ class BruteIndex(Index):
         best = scores.topk(min(k, len(ids)))
         return [(ids[row], score) for score, row in zip(best.values.tolist(), best.indices.tolist(), strict=True)]
 
+    @staticmethod
+    def products(query: np.ndarray, vectors: np.ndarray) -> np.ndarray:
+        return (torch.from_numpy(np.ascontiguousarray(vectors)) @ torch.from_numpy(query)).numpy()
+
+    def vectors(self, ids: Collection[int]) -> torch.Tensor:
+        return torch.stack([self._vectors[i] for i in ids])
+
     def __len__(self) -> int:
         return len(self._vectors)
 
 
-def create_index(dim: int) -> Index:
+def kind_of_index() -> type[Index]:
     """FAISS where it is installed, else the torch index, which is said in the log and in `kind`."""
     if importlib.util.find_spec("faiss") is not None:
-        return VectorIndex(dim)
+        return VectorIndex
     logger.warning("faiss is not installed: searching with the slower torch index")
-    return BruteIndex(dim)
+    return BruteIndex
 
 
 def _to_numpy(tensor: torch.Tensor) -> np.ndarray:

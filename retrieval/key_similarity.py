@@ -13,10 +13,11 @@ import numpy as np
 import torch
 
 from data.errors import ConfigError
-from memory.vectors import Summaries, mean_key
+from memory.stored_vectors import StoredVectors
+from memory.vectors import mean_key
 from model_adapters.base import ChunkKV, Query
 from retrieval.base import Hit, Retriever
-from retrieval.index import Index, create_index
+from retrieval.chunk_index import INDEX_BYTES, ChunkIndex
 from retrieval.timeline import Timeline
 
 LATE = ("mean", "max", "tokens")
@@ -30,10 +31,19 @@ class KeySimilarity(Retriever):
     late="tokens": the same over `num_tokens` tokens per chunk, those farthest from the mean, so memory is bounded.
 
     A vector has layers * kv_heads * head_dim float32 numbers; a chunk has 1, all, or at most `num_tokens` of them.
-    layers: index only these layers (all, if None), in favour of memory. ConfigError for an unknown `late`.
+    layers: index only these layers (all, if None), in favour of memory. index_bytes: see `retrieval.chunk_index`; in the late
+    modes pooling joins tokens, too. ConfigError for an unknown `late`.
     """
 
-    def __init__(self, late: str = "mean", num_tokens: int = 4, layers: Sequence[int] | None = None) -> None:
+    index: ChunkIndex
+
+    def __init__(
+        self,
+        late: str = "mean",
+        num_tokens: int = 4,
+        layers: Sequence[int] | None = None,
+        index_bytes: int = INDEX_BYTES,
+    ) -> None:
         if late not in LATE:
             raise ConfigError(f"late={late!r} is not one of {', '.join(LATE)}")
         if num_tokens < 1:
@@ -42,69 +52,36 @@ class KeySimilarity(Retriever):
         self.num_tokens = num_tokens
         self.layers = None if layers is None else list(layers)
         self.timeline = Timeline()
-        self._index: Index | None = None
-        self._rows: dict[int, range] = {}
-        self._chunk_of: dict[int, int] = {}
-        self._next_row = 0
+        self.index = ChunkIndex(self._flat, index_bytes)
 
     def add(self, chunk: ChunkKV) -> None:
         self.timeline.add(chunk)
-        vectors = self._vectors(chunk)
-        self._add_rows({chunk.chunk_id: len(vectors)}, vectors)
+        self.index.add(chunk.chunk_id, self._vectors(chunk)[:, None], chunk.num_tokens if self.late == "mean" else 1)
 
-    def restore(self, stored: Summaries) -> None:
+    def restore(self, stored: StoredVectors) -> None:
         if self.late != "mean":
             raise ConfigError(f"late={self.late!r} needs the keys of every token, which a stored memory does not index")
         self.timeline.restore(stored)
-        means = torch.from_numpy(stored.mean_keys if self.layers is None else stored.mean_keys[:, self.layers])
-        there = stored.num_tokens > 0
-        counts = dict(zip(stored.chunk_ids.tolist(), there.astype(int).tolist(), strict=True))
-        self._add_rows(counts, means.flatten(1)[torch.from_numpy(there)])
-
-    def _add_rows(self, counts: dict[int, int], vectors: torch.Tensor) -> None:
-        """counts: how many of `vectors` belong to each chunk, in order."""
-        self._index = self._index or create_index(vectors.shape[1])
-        first = self._next_row
-        for chunk_id, count in counts.items():
-            rows = range(self._next_row, self._next_row + count)
-            self._next_row = rows.stop
-            self._rows[chunk_id] = rows
-            self._chunk_of.update(dict.fromkeys(rows, chunk_id))
-        if self._next_row > first:
-            self._index.add(range(first, self._next_row), vectors)
+        self.index.restore(stored)
 
     def remove(self, chunk_ids: Collection[int]) -> None:
-        rows = [row for chunk_id in self.timeline.remove(chunk_ids) for row in self._rows.pop(chunk_id)]
-        for row in rows:
-            del self._chunk_of[row]
-        if self._index is not None:
-            self._index.remove(rows)
+        self.index.remove(self.timeline.remove(chunk_ids))
 
     def search(self, query: Query, top_k: int, until_seconds: float, exclude: Collection[int] = ()) -> list[Hit]:
-        if self.timeline.holds_all(until_seconds):
-            # The usual case, a question about now: fetching a few too many is cheaper than a selector over all ids.
-            wider = self._best(query, top_k + len(exclude), None)
-            best = dict([(i, score) for i, score in wider.items() if i not in exclude][: max(0, top_k)])
-        else:
-            best = self._best(query, top_k, self.timeline.allowed(until_seconds, exclude))
+        best = self._best(query, top_k, until_seconds, exclude)
         return [self.timeline.hit(chunk_id, score) for chunk_id, score in best.items()]
 
     def scores(self, query: Query, until_seconds: float) -> tuple[np.ndarray, np.ndarray]:
         """ids int64 [n] and scores float32 [n] of all chunks that end by `until_seconds`, best first: what the gate reads."""
-        allowed = self.timeline.allowed(until_seconds)
-        best = self._best(query, len(allowed), allowed)
+        best = self._best(query, len(self.timeline), until_seconds)
         return np.array(list(best), dtype=np.int64), np.array(list(best.values()), dtype=np.float32)
 
     @property
-    def index_kind(self) -> str:
-        """Which index is in use; "none" before the first chunk."""
-        return "none" if self._index is None else self._index.kind
-
-    @property
     def num_bytes(self) -> int:
-        # Two table slots and a number per row.
-        index = 0 if self._index is None else self._index.num_bytes
-        return self.timeline.num_bytes + index + 150 * len(self._chunk_of)
+        return self.timeline.num_bytes + self.index.num_bytes
+
+    def _flat(self, mean_keys: np.ndarray) -> np.ndarray:
+        return (mean_keys if self.layers is None else mean_keys[:, self.layers]).reshape(len(mean_keys), 1, -1)
 
     def _vectors(self, chunk: ChunkKV) -> torch.Tensor:
         """float32 [n, layers * kv_heads * head_dim]; n = 0 for a chunk without tokens, which nothing can find."""
@@ -119,20 +96,9 @@ class KeySimilarity(Retriever):
         far = (tokens - mean).square().sum(1).topk(min(self.num_tokens, len(tokens))).indices
         return tokens[far.sort().values]
 
-    def _best(self, query: Query, num: int, allowed: list[int] | None) -> dict[int, float]:
-        """The `num` best chunks with their scores, best first. allowed: ids to choose from; None: all."""
-        if self._index is None or num <= 0:
-            return {}
+    def _best(self, query: Query, num: int, until_seconds: float, exclude: Collection[int] = ()) -> dict[int, float]:
+        """The `num` best chunks with their scores, best first."""
         per_layer = query.per_layer if self.layers is None else query.per_layer[self.layers]
-        rows = None if allowed is None else [row for chunk_id in allowed for row in self._rows[chunk_id]]
-        num_there = len(self._index) if rows is None else len(rows)
-        num_rows = num
-        while True:
-            found = self._index.search(per_layer.flatten(), num_rows, rows)
-            best: dict[int, float] = {}
-            for row, score in found:
-                # A chunk's first row in this order is its best one.
-                best.setdefault(self._chunk_of[row], score)
-            if len(best) >= num or len(found) == num_there:
-                return dict(list(best.items())[:num])
-            num_rows = min(num_there, 2 * num_rows)
+        # The usual case, a question about now, needs no filter.
+        allowed = None if self.timeline.holds_all(until_seconds) else self.timeline.allowed(until_seconds)
+        return self.index.search(per_layer.flatten()[None], num, allowed, exclude)[0]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection
 
-from memory.vectors import Summaries
+from memory.stored_vectors import StoredVectors
 from model_adapters.base import ChunkKV, Query
 from retrieval.base import Hit, Retriever
 from retrieval.timeline import Timeline
@@ -24,6 +24,7 @@ class Neighbours(Retriever):
 
     def __init__(self, base: Retriever, before: int = 1, after: int = 1, far: int = 6) -> None:
         self.base = base
+        self.index = base.index
         self.before = before
         self.after = after
         self.far = far
@@ -37,7 +38,7 @@ class Neighbours(Retriever):
         self.timeline.remove(chunk_ids)
         self.base.remove(chunk_ids)
 
-    def restore(self, stored: Summaries) -> None:
+    def restore(self, stored: StoredVectors) -> None:
         self.timeline.restore(stored)
         self.base.restore(stored)
 

@@ -7,7 +7,7 @@ from collections.abc import Collection
 from dataclasses import replace
 
 from data.errors import ConfigError
-from memory.vectors import Summaries
+from memory.stored_vectors import StoredVectors
 from model_adapters.base import ChunkKV, Query
 from retrieval.base import Hit, Retriever
 from retrieval.baselines import TimeOnly
@@ -35,9 +35,8 @@ class Temporal(TimeOnly):
         spans = parse_times(query.text, now)
         if not spans:
             return []
-        order = self.timeline.allowed(until_seconds)
         excluded = set(exclude)
-        inside = [[chunk_id for chunk_id in order if self._overlaps(chunk_id, span)] for span in spans]
+        inside = [self.timeline.overlapping(s.start_seconds, s.end_seconds, until_seconds).tolist() for s in spans]
         scores: dict[int, float] = {}
         room = top_k
         # The shortest span first: an exact time must not be crowded out by a long one beside it.
@@ -47,22 +46,16 @@ class Temporal(TimeOnly):
             for chunk_id in evenly(wanted, -(-room // left)):
                 scores[chunk_id] = 1.0 + self._closeness(chunk_id, spans[number])
                 room -= 1
-        place = {chunk_id: at for at, chunk_id in enumerate(order)}
         beside: dict[int, float] = {}
         for span, named in zip(spans, inside, strict=True):
-            edges = [(place[named[0]], -1), (place[named[-1]], 1)] if named else []
-            for at, step in edges:
+            edges = [(named[0], -1), (named[-1], 1)] if named else []
+            for edge, step in edges:
                 for k in range(1, self.margin + 1):
-                    if 0 <= at + k * step < len(order) and (chunk_id := order[at + k * step]) not in excluded:
-                        beside[chunk_id] = max(beside.get(chunk_id, 0.0), self._closeness(chunk_id, span))
+                    near = self.timeline.beside(edge, k * step)
+                    if near is not None and near not in excluded and self.timeline.ends_by(near, until_seconds):
+                        beside[near] = max(beside.get(near, 0.0), self._closeness(near, span))
         best = sorted((beside | scores).items(), key=lambda item: (-item[1], item[0]))
         return [self.timeline.hit(chunk_id, score) for chunk_id, score in best[: max(0, top_k)]]
-
-    def _overlaps(self, chunk_id: int, span: TimeSpan) -> bool:
-        start, end = self.timeline.span(chunk_id)
-        if span.start_seconds == span.end_seconds:
-            return start <= span.start_seconds < end
-        return start < span.end_seconds and end > span.start_seconds
 
     def _closeness(self, chunk_id: int, span: TimeSpan) -> float:
         start, end = self.timeline.span(chunk_id)
@@ -79,6 +72,7 @@ class Combined(Retriever):
     def __init__(self, first: Retriever, base: Retriever) -> None:
         self.first = first
         self.base = base
+        self.index = base.index
 
     def add(self, chunk: ChunkKV) -> None:
         self.first.add(chunk)
@@ -88,7 +82,7 @@ class Combined(Retriever):
         self.first.remove(chunk_ids)
         self.base.remove(chunk_ids)
 
-    def restore(self, stored: Summaries) -> None:
+    def restore(self, stored: StoredVectors) -> None:
         self.first.restore(stored)
         self.base.restore(stored)
 

@@ -11,6 +11,8 @@ from test_memory_stores import chunk
 from memory import DurableBank, open_memory
 from memory.identity import Identity
 from memory.records import ChunkRecord
+from memory.stored import StoredMemory
+from memory.vectors import Summaries
 from model_adapters.base import ChunkKV
 
 MODEL = {
@@ -39,6 +41,18 @@ def stored_bank(folder: Path, gpu_bytes: int = 0, ram_bytes: int = 0, **options:
     lag = {"lag_seconds": options.pop("lag_seconds")} if "lag_seconds" in options else {}
     memory = open_memory(folder, options.pop("identity", IDENTITY), write=write, **options)
     return DurableBank(memory, "cpu", gpu_bytes, ram_bytes, write=write, **lag)
+
+
+def vectors_of(memory: StoredMemory) -> dict[int, np.ndarray]:
+    """The vector of every stored chunk, from its file or made again."""
+    stored = memory.stored_vectors(memory.vectors)
+    again = list(memory.without_vector(stored))
+    found: dict[int, np.ndarray] = {}
+    for block in [*([Summaries.of(again)] if again else []), *stored.summaries()]:
+        new = dict(zip(block.chunk_ids.tolist(), block.mean_keys, strict=True))
+        assert len(new) == len(block) and not new.keys() & found.keys(), "one vector each"
+        found |= new
+    return found
 
 
 def fill(bank: DurableBank, ids: range) -> None:

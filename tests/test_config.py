@@ -46,6 +46,7 @@ OTHER: dict[str, Any] = {
     "gate": 2.5,
     "gpu_bytes": 1000,
     "ram_bytes": 2000,
+    "index_bytes": 2**21,
     "disk_bytes": 3000,
     "library_bytes": 2**30,
     "kv_codec": "int4",

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from stored import IDENTITY, MODEL, fill, record_of, stored_bank
+from stored import IDENTITY, MODEL, fill, record_of, stored_bank, vectors_of
 from test_memory_stores import chunk, same
 
 from data.errors import MemoryBankError
@@ -127,9 +127,7 @@ def test_vectors_are_those_of_the_chunks_and_are_made_again_where_damaged(tmp_pa
     for content in (vectors.read_bytes(), bytes(broken), broken[: len(broken) // 3], b""):
         vectors.write_bytes(content)
         memory = open_memory(tmp_path / "m", IDENTITY)
-        found = {
-            i: row for block in memory.summaries() for i, row in zip(block.chunk_ids.tolist(), block.mean_keys, strict=True)
-        }
+        found = vectors_of(memory)
         assert sorted(found) == list(range(9))
         assert all(np.array_equal(found[i], mean_key(chunk(i)).numpy()) for i in range(9))
         memory.close()
@@ -477,9 +475,8 @@ def test_a_full_quota_thins_old_chunks_in_steps_and_reopening_knows_them(tmp_pat
             bank = stored_bank(tmp_path / "m", write=False)
         assert bank.steps() == steps and all(bank.step(i) == steps.get(i, 0) for i in ids)
         assert all(same(one, after(one.chunk_id, steps.get(one.chunk_id, 0))) for one in bank.get(ids))
-        blocks = list(bank.memory.summaries())
-        vectors = {i: row for block in blocks for i, row in zip(block.chunk_ids.tolist(), block.mean_keys, strict=True)}
-        assert sorted(vectors) == ids and sum(len(block) for block in blocks) == len(ids), "one vector each"
+        vectors = vectors_of(bank.memory)
+        assert sorted(vectors) == ids
         for i in ids:
             # What was too small to shrink keeps the vector that it had.
             shrunk = left[i] if i in left else chunk(i)
@@ -504,7 +501,7 @@ def test_an_interrupted_thinning_is_either_undone_or_finished(tmp_path: Path, po
     assert {again.step(i) for i in range(10)} == {step}
     assert [one.chunk_id for one in again.get(range(10))] == list(range(10))
     assert all(same(one, after(one.chunk_id, step)) for one in again.get(range(10)))
-    assert sum(len(block) for block in again.memory.summaries()) == 10
+    assert sorted(vectors_of(again.memory)) == list(range(10))
     assert len(segments(tmp_path / "m")) == again.memory.num_segments, "no file is left over"
     again.close()
 
@@ -547,8 +544,7 @@ def test_forgetting_leaves_no_trace_in_any_file(tmp_path: Path) -> None:
     left = [i for i in range(40) if i not in (12, 13)]
     assert bank.chunk_ids() == left and all(same(a, chunk(i)) for a, i in zip(bank.get(left), left, strict=True))
     assert bank.get([12, 13, 40]) == [] and bank.tier(13) is None
-    ids = [i for block in bank.memory.summaries() for i in block.chunk_ids.tolist()]
-    assert sorted(ids) == left
+    assert sorted(vectors_of(bank.memory)) == left
     assert bank.forget(100, 200) == []
     with pytest.raises(MemoryBankError, match="no span"):
         bank.forget(5, 5)
@@ -578,7 +574,7 @@ def test_an_interrupted_forgetting_is_either_undone_or_finished(tmp_path: Path, 
     mark = chunk(4).values.contiguous().numpy().tobytes()
     found = any(mark in path.read_bytes() for path in (tmp_path / "m").iterdir())
     assert found == whole, "finished to the last byte, or as if it had not begun"
-    assert sum(len(block) for block in again.memory.summaries()) == len(left)
+    assert sorted(vectors_of(again.memory)) == left
     again.close()
 
 

@@ -16,7 +16,7 @@ from data.errors import AdapterError, ConfigError
 from model_adapters.base import ChunkKV, Query
 from retrieval import RETRIEVERS, Hit, Retriever, create_retriever
 from retrieval.baselines import All, NoneRetriever, Recent, Uniform
-from retrieval.index import BruteIndex, Index, VectorIndex, create_index
+from retrieval.index import BruteIndex, Index, VectorIndex, kind_of_index
 from retrieval.key_similarity import KeySimilarity
 from retrieval.neighbours import Neighbours
 from retrieval.per_layer import PerLayer
@@ -71,13 +71,19 @@ def test_faiss_equals_brute_force(seed: int) -> None:
         fast, slow = (index.search(query, k, allowed) for index in pair)
         assert [i for i, _ in fast] == [i for i, _ in slow]
         assert [s for _, s in fast] == pytest.approx([s for _, s in slow], abs=1e-5)
+        if known:
+            there = pair[1].vectors(known)
+            assert torch.equal(pair[0].vectors(known), there)
+            alone = VectorIndex.products(query.numpy(), there.numpy())
+            assert dict(pair[0].search(query, len(known))) == dict(zip(known, alone.tolist(), strict=True)), "bit for bit"
+            assert BruteIndex.products(query.numpy(), there.numpy()) == pytest.approx(alone, abs=1e-5)
         assert len(pair[0]) == len(pair[1]) == len(known) and pair[0].num_bytes == pair[1].num_bytes
 
 
 def test_without_faiss_the_torch_index_says_so(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with caplog.at_level(logging.WARNING):
-        assert create_index(4).kind == "torch-brute"
+        assert kind_of_index().kind == "torch-brute"
     assert "faiss" in caplog.text
 
 
@@ -124,7 +130,7 @@ def test_key_similarity_on_some_layers_and_on_nothing() -> None:
     assert some.search(query, 4, 99) == filled(KeySimilarity(), only).search(cut, 4, 99)
     assert some.num_bytes < filled(KeySimilarity(), chunks).num_bytes < filled(KeySimilarity("max"), chunks).num_bytes
     empty = KeySimilarity()
-    assert empty.search(query, 4, 99) == [] and len(empty.scores(query, 99)[0]) == 0 and empty.index_kind == "none"
+    assert empty.search(query, 4, 99) == [] and len(empty.scores(query, 99)[0]) == 0
     with pytest.raises(ConfigError, match="sum"):
         KeySimilarity("sum")
 

@@ -115,7 +115,7 @@ def doctor(args: argparse.Namespace) -> int:
     """Print what works on this machine, one line each; with --model, what the model is and needs."""
     import torch
 
-    from retrieval.index import create_index
+    from retrieval.index import kind_of_index
 
     rows = [
         ("python", True, sys.version.split()[0]),
@@ -126,7 +126,7 @@ def doctor(args: argparse.Namespace) -> int:
             torch.cuda.is_available(),
             torch.cuda.get_device_name(0) if torch.cuda.is_available() else "none: runs on the CPU",
         ),
-        ("index", True, create_index(8).kind),
+        ("index", True, kind_of_index().kind),
         *check(),
     ]
     rows += model_rows(chosen_model(args), chosen_settings(args))

@@ -81,7 +81,7 @@ class StreamSession(Speaking):
                 self.bank = DurableBank(self.memory, adapter.device, c.gpu_bytes, c.ram_bytes, write=not read_only)
                 self.records = StoredRecords(self.memory.manifest)
             opened.callback(self.bank.close)
-            self.retriever: Retriever = compose_retriever(c.retrieval, c.gate)
+            self.retriever: Retriever = compose_retriever(c.retrieval, c.gate, index_bytes=c.index_bytes)
             with self.turns.ingest():
                 self._take_up()
             opened.pop_all()
@@ -106,9 +106,10 @@ class StreamSession(Speaking):
         self._last_id = -1
         """The last chunk that was stored when the memory was opened."""
         recent = self.records.recent(math.inf, self.config.window_seconds)
-        if self.memory is not None and recent:
+        if recent and self.memory is not None:
             self._now, self._end, self._last_id = recent[0].last_pts_seconds, recent[0].end_seconds, recent[0].chunk_id
-            self.retriever = Restored(self.retriever, self.memory.summaries, self._last_id)
+        if self.memory is not None:
+            self.retriever = Restored(self.retriever, self.memory, self._last_id)
         self.ingest = Ingest(self.adapter, self.config, self.bank, self.retriever)
         if recent:
             start = recent[0].end_seconds - self.config.window_seconds - 1e-6
