@@ -5,7 +5,10 @@ from __future__ import annotations
 import html
 import json
 import re
-from collections.abc import Callable
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import av
@@ -17,10 +20,11 @@ from data.frames import Frame
 from data.questions import comment_at
 from data.sources.burn import burn, with_words
 from data.sources.record import write_world
+from data.sources.world_source import WorldSource
 from data.world import make_world
 from vstream.__main__ import main
-from vstream.captions import cues, kind_of, to_jsonl, to_markdown, to_srt, to_vtt, write_captions
-from vstream.commentary import Utterance
+from vstream.captions import CaptionFile, cues, kind_of, write_captions
+from vstream.commentary import ContinuousCommentator, Utterance
 
 Row = tuple[float, float, str]
 SAID = [
@@ -51,7 +55,7 @@ def read_vtt(text: str) -> list[Row]:
 
 def read_srt(text: str) -> list[Row]:
     found = []
-    for number, block in enumerate(re.split(r"\n\n+", text.strip()), 1):
+    for number, block in enumerate(re.split(r"\n\n+", text.strip()) if text.strip() else [], 1):
         index, timing, *lines = block.split("\n")
         assert int(index) == number
         start, end = timing.split(" --> ")
@@ -70,19 +74,29 @@ def flat(text: str) -> str:
 
 
 @pytest.mark.parametrize(
-    ("write", "read", "shown"),
+    ("kind", "read", "shown"),
     [
-        (to_vtt, read_vtt, flat),
-        (to_srt, read_srt, lambda text: flat(text).replace("-->", "→")),
-        (to_jsonl, read_jsonl, lambda text: text),
+        ("vtt", read_vtt, flat),
+        ("srt", read_srt, lambda text: flat(text).replace("-->", "→")),
+        ("jsonl", read_jsonl, lambda text: text),
     ],
 )
-def test_what_is_written_reads_back(
-    write: Callable[[list[Utterance]], str], read: Callable[[str], list[Row]], shown: Callable[[str], str]
+def test_what_is_written_reads_back_at_every_moment(
+    tmp_path: Path, kind: str, read: Callable[[str], list[Row]], shown: Callable[[str], str]
 ) -> None:
-    back = read(write(SAID))
-    assert [row[:2] for row in back] == [(u.start_seconds, u.end_seconds) for u in SAID]
-    assert [row[2] for row in back] == [shown(u.text) for u in SAID]
+    path = tmp_path / f"said.{kind}"
+    expected = [(c.start_seconds, pytest.approx(c.end_seconds, abs=1e-3), shown(c.text)) for c in cues(SAID)]
+    with CaptionFile(path) as file:
+        for number, utterance in enumerate(SAID):
+            file.say(utterance)
+            assert read(path.read_text()) == expected[:number], "all but the one whose end is open"
+        settled = expected[-1][1].expected
+        file.passed(settled + 11.9)
+        assert len(read(path.read_text())) == len(SAID) - 1, "a sentence of 12 s could still begin in it"
+        file.passed(settled + 12.1)
+        assert read(path.read_text()) == expected
+        file.say(Utterance(4000.0, 4001.0, "the end"))
+    assert [row[2] for row in read(path.read_text())] == [*(row[2] for row in expected), "the end"]
 
 
 @pytest.mark.parametrize("kind", ["vtt", "srt"])
@@ -99,8 +113,10 @@ def test_ffmpeg_reads_the_same_cues(tmp_path: Path, kind: str) -> None:
         assert start + length == pytest.approx(cue.end_seconds, abs=0.002)
 
 
-def test_markdown_is_a_list_in_which_nothing_is_markup() -> None:
-    lines = to_markdown([*SAID, Utterance(5.0, 6.0, "*a* [link](x)")]).splitlines()
+def test_markdown_is_a_list_in_which_nothing_is_markup(tmp_path: Path) -> None:
+    path = tmp_path / "said.md"
+    write_captions(path, [*SAID, Utterance(5.0, 6.0, "*a* [link](x)")])
+    lines = path.read_text().splitlines()
     assert lines[:3] == ["# Commentary", "", "- **00:00:00** a red circle appears"]
     assert lines[-1] == "- **00:00:05** \\*a\\* \\[link\\](x)" and "\\<b\\>" in lines[4]
 
@@ -162,6 +178,40 @@ def test_comment_on_a_file_with_a_variable_rate(variable: Path, tmp_path: Path, 
     with av.open(str(clip)) as container:
         assert sum(1 for _ in container.decode(video=0)) > 50
     assert capsys.readouterr().out == "", "progress and counts go to stderr"
+
+
+def test_what_was_said_before_a_kill_is_in_the_file(tmp_path: Path) -> None:
+    out = tmp_path / "said.vtt"
+    source = "world:?seed=12&seconds=600&speed=4"
+    child = subprocess.Popen([sys.executable, "-m", "vstream", "comment", source, "--out", str(out)], stderr=subprocess.DEVNULL)
+    end = time.monotonic() + 120
+    while not out.exists() or out.read_text().count("-->") < 3:
+        assert child.poll() is None and time.monotonic() < end
+        time.sleep(0.05)
+    child.kill()
+    child.wait()
+    rows = read_vtt(out.read_text())
+    assert len(rows) >= 3 and all(start < stop <= 600 for start, stop, _ in rows)
+
+
+def test_a_stream_that_breaks_off_leaves_what_was_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The source fails in the middle of a sentence, which is told as far as it went."""
+    frames = WorldSource.frames
+
+    def broken(source: WorldSource, fps: float, start_seconds: float = 0.0) -> Iterator[Frame]:
+        for frame in frames(source, fps, start_seconds):
+            if frame.pts_seconds >= 4:
+                raise SourceError("the camera is gone")
+            yield frame
+
+    monkeypatch.setattr(WorldSource, "frames", broken)
+    monkeypatch.setattr(ContinuousCommentator, "_speak", lambda engine, num_words: "and on")
+    out = tmp_path / "said.srt"
+    argv = ["comment", "world:?seed=12&seconds=20&speed=0", "--engine", "continuous", "--out", str(out)]
+    assert main(argv) == 2 and "the camera is gone" in capsys.readouterr().err
+    assert read_srt(out.read_text()) == [(0.0, 4.0, "and on")]
 
 
 def test_watch_prints_a_line_per_alert(variable: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

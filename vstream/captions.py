@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from data.errors import ConfigError
 from vstream.commentary import Utterance
+from vstream.commentary.continuous import MAX_SENTENCE_SECONDS
 
 READING_WORDS_PER_SECOND = 3.0
 MIN_CUE_SECONDS = 1.0
@@ -30,57 +33,116 @@ def _stretched(utterance: Utterance, limit_seconds: float) -> Utterance:
     return Utterance(utterance.start_seconds, end, utterance.text)
 
 
-def to_vtt(shown: Sequence[Utterance]) -> str:
-    """WebVTT. What would be markup or end a cue is made plain text."""
-    blocks = [f"{_stamp(c.start_seconds, '.')} --> {_stamp(c.end_seconds, '.')}\n{_vtt_text(c.text)}\n" for c in shown]
-    return "WEBVTT\n\n" + "\n".join(blocks)
+@dataclass(frozen=True)
+class Format:
+    """How a file of one kind is put together. block: from a cue and its number, from 1; `between` stands between two blocks."""
+
+    header: str
+    block: Callable[[int, Utterance], str]
+    between: str = ""
 
 
-def to_srt(shown: Sequence[Utterance]) -> str:
-    """SubRip."""
-    blocks = [
-        f"{number}\n{_stamp(c.start_seconds, ',')} --> {_stamp(c.end_seconds, ',')}\n{_one_line(c.text).replace('-->', '→')}\n"
-        for number, c in enumerate(shown, 1)
-    ]
-    return "\n".join(blocks)
+def _vtt_block(number: int, cue: Utterance) -> str:
+    """What would be markup or end a cue is made plain text."""
+    return f"{_stamp(cue.start_seconds, '.')} --> {_stamp(cue.end_seconds, '.')}\n{_vtt_text(cue.text)}\n"
 
 
-def to_jsonl(shown: Sequence[Utterance]) -> str:
-    """JSON lines {start_seconds, end_seconds, text}."""
-    rows = ({"start_seconds": round(c.start_seconds, 3), "end_seconds": round(c.end_seconds, 3), "text": c.text} for c in shown)
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+def _srt_block(number: int, cue: Utterance) -> str:
+    stamps = f"{_stamp(cue.start_seconds, ',')} --> {_stamp(cue.end_seconds, ',')}"
+    return f"{number}\n{stamps}\n{_one_line(cue.text).replace('-->', '→')}\n"
 
 
-def to_markdown(shown: Sequence[Utterance]) -> str:
-    """A list with a line per utterance."""
-    lines = [f"- **{_stamp(c.start_seconds, '.')[:-4]}** {_markdown_text(c.text)}\n" for c in shown]
-    return "# Commentary\n\n" + "".join(lines)
+def _jsonl_block(number: int, cue: Utterance) -> str:
+    """{start_seconds, end_seconds, text}"""
+    row = {"start_seconds": round(cue.start_seconds, 3), "end_seconds": round(cue.end_seconds, 3), "text": cue.text}
+    return json.dumps(row, ensure_ascii=False) + "\n"
 
 
-WRITERS: dict[str, Callable[[Sequence[Utterance]], str]] = {
-    "vtt": to_vtt,
-    "srt": to_srt,
-    "jsonl": to_jsonl,
-    "md": to_markdown,
+def _markdown_block(number: int, cue: Utterance) -> str:
+    return f"- **{_stamp(cue.start_seconds, '.')[:-4]}** {_markdown_text(cue.text)}\n"
+
+
+FORMATS: dict[str, Format] = {
+    "vtt": Format("WEBVTT\n\n", _vtt_block, "\n"),
+    "srt": Format("", _srt_block, "\n"),
+    "jsonl": Format("", _jsonl_block),
+    "md": Format("# Commentary\n\n", _markdown_block),
 }
 
 
 def kind_of(path: Path) -> str:
     """The format that a file's name asks for. Raises ConfigError for another one."""
     kind = path.suffix.lower().removeprefix(".")
-    if kind not in WRITERS:
-        raise ConfigError(f"{path.name} does not say what to write; end it in {', '.join(f'.{name}' for name in WRITERS)}")
+    if kind not in FORMATS:
+        raise ConfigError(f"{path.name} does not say what to write; end it in {', '.join(f'.{name}' for name in FORMATS)}")
     return kind
+
+
+class CaptionFile:
+    """A file that is written while the words come, in the format of its ending. A context manager.
+
+    Every cue goes to the file in one piece as soon as its end is known: when the next one begins, or when none can begin before
+    it ends. So whatever ends the program, what is there can be read. Raises ConfigError if it cannot be written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.format = FORMATS[kind_of(path)]
+        self.num_cues = 0
+        self._held: Utterance | None = None
+        with self._said():
+            self._file = path.open("w", encoding="utf-8")
+            self._write(self.format.header)
+
+    def say(self, utterance: Utterance) -> None:
+        """The next thing that was said."""
+        self._settle(utterance.start_seconds)
+        self._held = utterance
+
+    def passed(self, now_seconds: float) -> None:
+        """The stream has come to `now_seconds`; what is said from now on began `MAX_SENTENCE_SECONDS` ago at the earliest."""
+        if self._held is not None and _stretched(self._held, float("inf")).end_seconds <= now_seconds - MAX_SENTENCE_SECONDS:
+            self._settle(float("inf"))
+
+    def close(self) -> None:
+        """Write what is held back, and close the file. Idempotent."""
+        if not self._file.closed:
+            self._settle(float("inf"))
+            with self._said():
+                self._file.close()
+
+    def _settle(self, limit_seconds: float) -> None:
+        held, self._held = self._held, None
+        if held is not None:
+            self.num_cues += 1
+            between = self.format.between if self.num_cues > 1 else ""
+            with self._said():
+                self._write(between + self.format.block(self.num_cues, _stretched(held, limit_seconds)))
+
+    def _write(self, text: str) -> None:
+        self._file.write(text)
+        self._file.flush()
+
+    @contextmanager
+    def _said(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise ConfigError(f"{self.path} cannot be written: {error.strerror}; choose another --out") from error
+
+    def __enter__(self) -> CaptionFile:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
 
 
 def write_captions(path: Path, utterances: Iterable[Utterance]) -> int:
     """Write what was said in the format of the file's ending. Returns the number of cues. Raises ConfigError."""
-    kind, shown = kind_of(path), list(cues(utterances))
-    try:
-        path.write_text(WRITERS[kind](shown), encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be written: {error.strerror}; choose another --out") from error
-    return len(shown)
+    with CaptionFile(path) as file:
+        for utterance in utterances:
+            file.say(utterance)
+    return file.num_cues
 
 
 def _stamp(seconds: float, point: str) -> str:

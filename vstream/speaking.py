@@ -13,7 +13,7 @@ from typing import TextIO
 from data.errors import ConfigError, SourceError
 from data.sources import Source, open_source
 from data.sources.burn import burn
-from vstream.captions import cues, kind_of, write_captions
+from vstream.captions import CaptionFile, cues, kind_of
 from vstream.commentary import ENGINES, STYLES, NarrationRules, Utterance
 from vstream.config import SessionConfig
 from vstream.models import chosen_model, chosen_settings
@@ -85,7 +85,7 @@ def add_comment_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def comment(args: argparse.Namespace) -> int:
-    """Comment on the source and write what was said."""
+    """Comment on the source and write what is said, as it is said."""
     config = _config(args)
     kind_of(args.out)
     if args.burn and args.burn.suffix.lower() != ".mp4":
@@ -99,19 +99,38 @@ def comment(args: argparse.Namespace) -> int:
             if (args.background or args.style != "plain") and not session.unasked.prompts.takes_talk:
                 sys.stderr.write(f"warning: {session.adapter.info.name} reads no background and knows one style\n")
             session.narrate(rules)
-            for _ in _watched(session, source, until):
-                pass
-            # Where a memory goes on, its times do; a file's cues count from its own start.
-            offset = session.offset_seconds
-            said = [Utterance(u.start_seconds - offset, u.end_seconds - offset, u.text) for u in session.unasked.utterances]
+            said = _written(session, _watched(session, source, until), args.out)
         _warn(source)
-    num = write_captions(args.out, said)
-    sys.stderr.write(f"{num} cues in {args.out}\n")
+    sys.stderr.write(f"{len(said)} cues in {args.out}\n")
     if args.burn:
         with open_source(args.source, allow_private_hosts=args.allow_private_hosts) as source:
             frames = (frame for frame in source.frames(BURN_FPS) if frame.pts_seconds <= until)
             burn(frames, [(c.start_seconds, c.end_seconds, c.text) for c in cues(said)], args.burn, BURN_FPS)
     return 0
+
+
+def _written(session: StreamSession, watched: Iterator[None], out: Path) -> list[Utterance]:
+    """Watch, and write what is said to `out` while it comes. Returns all of it."""
+    said: list[Utterance] = []
+    with CaptionFile(out) as file:
+
+        def listen() -> None:
+            # Where a memory goes on, its times do; a file's cues count from its own start.
+            offset = session.offset_seconds
+            while session.unasked.utterances:
+                heard = session.unasked.utterances.popleft()
+                said.append(Utterance(heard.start_seconds - offset, heard.end_seconds - offset, heard.text))
+                file.say(said[-1])
+            file.passed(session.now_seconds - offset - session.config.chunk_seconds)
+
+        try:
+            for _ in watched:
+                listen()
+        finally:
+            # Also where the source fails: a sentence that was begun is told.
+            session.unasked.finish()
+            listen()
+    return said
 
 
 def _watched(session: StreamSession, source: Source, until: float) -> Iterator[None]:

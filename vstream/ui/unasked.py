@@ -11,7 +11,7 @@ from typing import Any
 import gradio as gr
 
 from data.errors import QuestionError, VStreamError, WatchError
-from vstream.captions import WRITERS, write_captions
+from vstream.captions import FORMATS, write_captions
 from vstream.commentary import STYLES, NarrationRules
 from vstream.session import StreamSession
 from vstream.ui.speech import log_html, utterances_html, watches_html
@@ -23,7 +23,7 @@ from vstream.watches import WatchRules, Webhook
 Updates = tuple[Any, ...]
 HIDDEN: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 REFRESH_SECONDS = 1.0
-FORMATS = [("WebVTT", "vtt"), ("SubRip", "srt"), ("JSON lines", "jsonl"), ("Markdown", "md")]
+FORMAT_NAMES = [("WebVTT", "vtt"), ("SubRip", "srt"), ("JSON lines", "jsonl"), ("Markdown", "md")]
 
 
 class UnaskedHandlers:
@@ -80,7 +80,7 @@ class UnaskedHandlers:
         try:
             tab = self.studio.tab(request.session_hash or "")
             said = list(_session(tab).unasked.utterances)
-            if kind not in WRITERS or not said:
+            if kind not in FORMATS or not said:
                 raise QuestionError("nothing has been said yet that could be written; start the commentary, or wait")
             folder = Path(tempfile.mkdtemp(prefix="captions-", dir=os.environ.get("GRADIO_TEMP_DIR")))
             path = folder / f"commentary.{kind}"
@@ -148,7 +148,7 @@ def build_unasked(studio: Studio, player: gr.Video, choose_chunk: str) -> gr.HTM
             quiet = gr.Button("Be quiet", min_width=90, elem_id="quiet")
         said = gr.HTML(utterances_html(()), elem_id="said")
         with gr.Row(elem_classes="vs-buttons"):
-            kind = gr.Dropdown(FORMATS, value="vtt", label="Format", filterable=False, min_width=130)
+            kind = gr.Dropdown(FORMAT_NAMES, value="vtt", label="Format", filterable=False, min_width=130)
             export = gr.Button("Export", size="sm", min_width=90, elem_id="export")
         file = gr.File(label="Commentary", visible=False, elem_id="captions")
     changed = [notice, watching, log]
