@@ -119,15 +119,11 @@ class ModelInfo:
 class AttentionTrace:
     """Where the tokens of an answer looked: attention weight per context token, summed over steps, layers and heads.
 
-    weights: float32 [context tokens], None before the first step. Filled by `ModelAdapter.generate`.
+    weights: float32 [context tokens], None before the first step, and throughout where the model was loaded with an attention
+    that does not tell. Filled by `ModelAdapter.generate`.
     """
 
     weights: torch.Tensor | None = None
-
-    def add(self, weights: torch.Tensor) -> None:
-        """weights: float32 [layers, heads, context tokens or more] of one step."""
-        row = weights.sum((0, 1))
-        self.weights = row if self.weights is None else self.weights + row[: len(self.weights)]
 
 
 class KVContext(ABC):

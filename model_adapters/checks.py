@@ -9,12 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
 
 from model_adapters.base import TokenRun
 from model_adapters.conformance import QUESTION, Conformance, clip
+from model_adapters.devices import halved
 from model_adapters.rope import rotate, unrotate
 from model_adapters.typed import structure_tokens
 
@@ -113,8 +115,7 @@ def retrieved(kit: Conformance) -> Check:
     context, stored = kit.watched()
     built = kit.adapter.new_context(1)
     kit.adapter.append(built, stored)
-    size = context.num_tokens
-    figure = max(far_off(getattr(built, n)[:, :, :size], getattr(context, n)[:, :, :size]) for n in ("keys", "values"))
+    figure = max(far_off(ours, theirs) for ours, theirs in zip(built.read(), context.read(), strict=True))
     return Check("retrieved = in the window", figure, kit.bound, "stored chunks appended again = the context they came from")
 
 
@@ -128,7 +129,7 @@ def moved(kit: Conformance) -> Check:
     cursor = adapter.new_context(1).cursor
     cursor.next_position = FAR
     cos, sin = adapter.angles(keys, adapter.placement.place(cursor, run.position_ids, run.span, run.is_video))
-    turned = far_off(rotate(keys, cos, sin), far.keys[:, :, : run.num_tokens])
+    turned = far_off(rotate(keys, cos, sin), far.read()[0])
     scaling = getattr(adapter.language.rotary_emb, "attention_scaling", 1.0)
     back = far_off(unrotate(rotate(keys, cos, sin), cos, sin, scaling), keys)
     figure = max(far_off(there, keys), turned, back)
@@ -180,10 +181,7 @@ def chunk_size(kit: Conformance) -> Check:
     adapter.extend(one, run)
     for part in kit.runs[:2]:
         adapter.extend(two, part)
-    figure = max(
-        far_off(getattr(one, name)[:, :, : one.num_tokens], getattr(two, name)[:, :, : two.num_tokens])
-        for name in ("keys", "values")
-    )
+    figure = max(far_off(whole, parts) for whole, parts in zip(one.read(), two.read(), strict=True))
     return Check("chunk size", figure, kit.bound, "two chunks of one second = one chunk of two")
 
 
@@ -205,6 +203,30 @@ def stored_alike(kit: Conformance) -> Check:
     same = all(torch.equal(getattr(back, n), getattr(stored[1], n)) for n in ("keys", "values", "position_ids"))
     same &= back.keys.dtype == kit.adapter.info.dtype
     return Check("device round trip", 0.0 if same else 1.0, 0, "bit-equal after a way over the CPU")
+
+
+def split(kit: Conformance) -> Check:
+    """The model loaded once more with the later half of its layers on a second GPU, or on disk where there is none."""
+    adapter = kit.adapter
+    second = 1 if torch.cuda.device_count() > 1 else "disk"
+    # The first place by its number: accelerate keeps what is on a device by its name alone there.
+    first = adapter.device.index or 0 if adapter.device.type == "cuda" else str(adapter.device)
+    with TemporaryDirectory() as folder:
+        other = type(adapter).load(
+            adapter.info.name,
+            kit.reference.folder,
+            dtype=adapter.info.dtype,
+            device_map=halved(adapter.model, adapter.language.layers, first, second),
+            offload_folder=folder,
+        )
+        results: list[list[torch.Tensor]] = []
+        for one in (other, adapter):
+            context = one.new_context(1)
+            stored = [*one.extend(context, one.sink_run()), *one.extend(context, kit.runs[0])]
+            results.append([*stored, one.logits(context, one.question_run(QUESTION))])
+    figure = max(far_off(ours, theirs) for ours, theirs in zip(*results, strict=True))
+    where = "a second GPU" if second == 1 else "disk"
+    return Check("device map", figure, kit.bound, f"half of the layers on {where} = all on {adapter.device}")
 
 
 def decoding(kit: Conformance) -> Check:
@@ -233,6 +255,7 @@ CHECKS: tuple[Callable[[Conformance], Check], ...] = (
     chunk_size,
     side_by_side,
     stored_alike,
+    split,
 )
 
 

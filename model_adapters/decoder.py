@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
 from typing import Any
 
 import torch
 from transformers.generation.logits_process import LogitsProcessorList, TemperatureLogitsWarper
 
+from model_adapters.attention import Looked
 from model_adapters.base import AttentionTrace, ChunkKV, KVContext, ModelAdapter, ModelInfo, Query, TokenRun
 from model_adapters.cache import BufferContext
+from model_adapters.devices import device_of
 from model_adapters.placement import Cursor, Packed, Placement
 from model_adapters.rope import rotate
 from model_adapters.tap import Tap
@@ -22,7 +23,9 @@ class DecoderAdapter(ModelAdapter):
     """What needs only a stock language model, its rotary embedding, its head, and a tokenizer.
 
     model: the whole stock model; language: its language model, with `layers` and `rotary_emb`. Position ids have 3 axes
-    (M-RoPE) or 1, as `info.num_position_axes` says. video_id: the token that stands for one visual token.
+    (M-RoPE) or 1, as `info.num_position_axes` says. video_id: the token that stands for one visual token. A model may be
+    split over devices: its layers' keys and values stay where each layer computes, all else is brought together on `device`,
+    where its tokens are embedded.
     """
 
     def __init__(self, model: Any, language: Any, tokenizer: Any, video_id: int, info: ModelInfo) -> None:
@@ -31,9 +34,11 @@ class DecoderAdapter(ModelAdapter):
         self.tokenizer = tokenizer
         self.video_id = video_id
         self.info = info
-        self.device = model.device
+        self.device = device_of(model.get_input_embeddings())
+        self.devices = [device_of(layer) for layer in language.layers]
+        self.head_device = device_of(model.lm_head)
         self.placement: Placement = Packed()
-        self.tap = Tap(language.layers, info.head_dim)
+        self.tap = Tap(language.layers, info.head_dim, self.device)
         self.structure = structure_pattern(tokenizer)
         eos = model.generation_config.eos_token_id
         self.stop_ids = {tokenizer.eos_token_id, *(eos if isinstance(eos, list) else [eos])} - {None}
@@ -63,8 +68,7 @@ class DecoderAdapter(ModelAdapter):
         return [token for piece in pieces for token in self.tokenizer(piece, add_special_tokens=False)["input_ids"]]
 
     def new_context(self, capacity: int) -> BufferContext:
-        shape = (self.info.num_layers, self.info.num_kv_heads, capacity, self.info.head_dim)
-        return BufferContext(shape, self.info.dtype, self.device)
+        return BufferContext((self.info.num_kv_heads, capacity, self.info.head_dim), self.info.dtype, self.devices)
 
     def _batched(self, positions: torch.Tensor) -> torch.Tensor:
         """Position ids [P, S] as stock models take them for a batch of one: [3, 1, S], or [1, S] where P is 1."""
@@ -72,17 +76,21 @@ class DecoderAdapter(ModelAdapter):
 
     def angles(self, like: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The model's own cos and sin [S, head_dim] for position ids [P, S], in the dtype of `like`."""
-        cos, sin = self.language.rotary_emb(like, self._batched(positions))
-        return cos[0], sin[0]
+        cos, sin = self.language.rotary_emb(like, self._batched(positions.to(like.device)))
+        return cos[0].to(like.device), sin[0].to(like.device)
 
     @torch.inference_mode()
-    def _forward(self, context: KVContext, run: TokenRun, mask: torch.Tensor | None = None) -> torch.Tensor:
-        """Hidden states [S, D] of `run` behind the context, which grows by it. mask: see `attention.attend`; None: causal."""
+    def _forward(
+        self, context: KVContext, run: TokenRun, mask: torch.Tensor | None = None, looked: Looked | None = None
+    ) -> torch.Tensor:
+        """Hidden states [S, D] of `run` behind the context, which grows by it, where the last layer left them.
+
+        mask: see `attention.attend`; None: causal. looked: learns where the last token looked."""
         assert isinstance(context, BufferContext)
         context.reserve(run.num_tokens)
-        extra: dict[str, Any] = {}
+        extra: dict[str, Any] = {} if looked is None else {"looked": looked}
         if run.deepstack is not None:
-            extra = {"visual_pos_masks": run.visual_mask[None], "deepstack_visual_embeds": list(run.deepstack)}
+            extra |= {"visual_pos_masks": run.visual_mask[None], "deepstack_visual_embeds": list(run.deepstack)}
         positions = self.placement.place(context.cursor, run.position_ids, run.span, run.is_video)
         out = self.language(
             inputs_embeds=run.embeds[None],
@@ -99,7 +107,7 @@ class DecoderAdapter(ModelAdapter):
         with self.tap:
             self._forward(context, run)
             keys = self.tap.stacked_keys()
-        return keys, context.values[:, :, start : context.num_tokens].clone()  # type: ignore[attr-defined]
+        return keys, context.read(start)[1]  # type: ignore[attr-defined]
 
     @torch.inference_mode()
     def append(self, context: KVContext, chunks: Sequence[ChunkKV]) -> None:
@@ -152,9 +160,13 @@ class DecoderAdapter(ModelAdapter):
         heads = queries.view(self.info.num_layers, self.info.num_kv_heads, -1, self.info.head_dim)
         return Query(heads.sum(2) * self.info.head_dim**-0.5, question)
 
+    def _scores(self, hidden: torch.Tensor) -> torch.Tensor:
+        """float32 logits [S, vocabulary] of hidden states [S, D], on `device`."""
+        return self.model.lm_head(hidden.to(self.head_device)).to(self.device).float()
+
     @torch.inference_mode()
     def logits(self, context: KVContext, run: TokenRun) -> torch.Tensor:
-        return self.model.lm_head(self._forward(context, run)).float()
+        return self._scores(self._forward(context, run))
 
     @torch.inference_mode()
     def likelihoods(self, context: KVContext, run: TokenRun, answers: Sequence[str]) -> list[float]:
@@ -167,7 +179,7 @@ class DecoderAdapter(ModelAdapter):
             if first is None:
                 # Nothing else stands behind the question: both go in one forward.
                 hidden = self._forward(context, _one_after_the_other(run, written))[run.num_tokens - 1 :]
-                scores = self.model.lm_head(hidden).float()
+                scores = self._scores(hidden)
             else:
                 scores = torch.cat([first, self.logits(context.fork(), written)])
             chosen = scores.log_softmax(-1).gather(1, torch.tensor(ids, device=self.device)[:, None])
@@ -180,9 +192,10 @@ class DecoderAdapter(ModelAdapter):
     @torch.inference_mode()
     def openings(self, context: KVContext, runs: Sequence[TokenRun], words: Sequence[str]) -> torch.Tensor:
         asked, mask = _side_by_side(runs, context.num_tokens)
-        last = torch.tensor([run.num_tokens for run in runs], device=self.device).cumsum(0) - 1
-        hidden = self._forward(context.fork(), asked, mask)[last]
-        return self.model.lm_head(hidden).float().log_softmax(-1)[:, [self.opening_id(word) for word in words]]
+        last = torch.tensor([run.num_tokens for run in runs]).cumsum(0) - 1
+        hidden = self._forward(context.fork(), asked, mask)
+        asked_for = torch.tensor([self.opening_id(word) for word in words], device=self.device)
+        return self._scores(hidden[last.to(hidden.device)]).log_softmax(-1)[:, asked_for]
 
     @torch.inference_mode()
     def generate(
@@ -194,16 +207,15 @@ class DecoderAdapter(ModelAdapter):
         seed: int = 0,
         trace: AttentionTrace | None = None,
     ) -> Iterator[str]:
-        size = context.num_tokens
+        looked = None if trace is None else Looked(context.num_tokens)
         warpers = LogitsProcessorList([TemperatureLogitsWarper(temperature)] if temperature > 0 else [])
-        generator = torch.Generator(device=self.device).manual_seed(seed)
+        generator = torch.Generator(device=self.device).manual_seed(seed) if temperature > 0 else None
         origin = torch.zeros(self.info.num_position_axes, 1, dtype=torch.long, device=self.device)
         written: list[int] = []
         for _ in range(max_new_tokens):
-            with self.tap if trace is not None else nullcontext():
-                scores = self.model.lm_head(self._forward(context, run)[-1:]).float()
-                if trace is not None:
-                    trace.add(self._attention(context, run, size))
+            scores = self._scores(self._forward(context, run, looked=looked)[-1:])
+            if trace is not None and looked is not None:
+                trace.weights = looked.total(self.device)
             if temperature > 0:
                 ids = torch.tensor([written], dtype=torch.long, device=self.device)
                 scores = warpers(ids, scores)  # type: ignore[arg-type]
@@ -217,16 +229,6 @@ class DecoderAdapter(ModelAdapter):
             yield self.tokenizer.decode(written, skip_special_tokens=True)
             # The token never leaves the device on its way into the next step.
             run = TokenRun(self.model.get_input_embeddings()(chosen), origin, 1, chosen == self.video_id)
-
-    def _attention(self, context: KVContext, run: TokenRun, size: int) -> torch.Tensor:
-        """float32 [layers, heads, size]: what the last token of `run`, just forwarded under the tap, looked at."""
-        assert isinstance(context, BufferContext)
-        queries = self.tap.stacked_queries()[:, :, -1:]
-        cos, sin = self.angles(queries, context.next_position - run.span + run.position_ids[:, -1:])
-        queries = rotate(queries, cos, sin).unflatten(1, (self.info.num_kv_heads, -1)).squeeze(3)
-        keys = context.keys[:, :, : context.num_tokens]
-        logits = torch.einsum("lhgd,lhnd->lhgn", queries, keys).float() * self.info.head_dim**-0.5
-        return logits.softmax(-1)[..., :size].flatten(1, 2)
 
 
 def _one_after_the_other(first: TokenRun, second: TokenRun) -> TokenRun:

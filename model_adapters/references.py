@@ -24,6 +24,7 @@ class Reference(ABC):
 
     def __init__(self, adapter: StockAdapter, folder: Path) -> None:
         self.adapter = adapter
+        self.folder = folder
         self.tokenizer = adapter.tokenizer
         self.config = adapter.model.config
         self.images = self.make_images(folder)

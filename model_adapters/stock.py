@@ -14,6 +14,7 @@ Everything else is inherited. tests/checkpoints.py gets a builder of a small ran
 from __future__ import annotations
 
 import json
+import logging
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
@@ -36,6 +37,8 @@ from model_adapters.preprocess import PixelSpec
 MARKS = ("\u2063question\u2063", "\u2063answer\u2063", "\u2063next\u2063")
 """Stand for what is said while the chat template is rendered, to be split at; no template contains them."""
 LENGTH_DEPENDENT_ROPE = ("dynamic", "longrope")
+
+log = logging.getLogger(__name__)
 
 
 class Layout:
@@ -110,6 +113,11 @@ class StockAdapter(DecoderAdapter):
         options go to `from_pretrained`.
         """
         attention.register()
+        if attn_implementation not in (None, attention.NAME):
+            log.warning(
+                "%s runs with the attention %s, which does not tell where an answer looks: its evidence is what was retrieved",
+                *(name, attn_implementation),
+            )
         transformers_logging.disable_progress_bar()
         loaded: Any = getattr(transformers, cls.model_class).from_pretrained(
             folder,
@@ -193,8 +201,8 @@ class StockAdapter(DecoderAdapter):
         if visual is None:
             return run
         kept = keep.flatten().to(self.device)
-        embeds = run.embeds.masked_scatter(run.visual_mask[:, None], visual.embeds[kept])
-        deepstack = None if visual.deepstack is None else visual.deepstack[:, kept]
+        embeds = run.embeds.masked_scatter(run.visual_mask[:, None], visual.embeds.to(self.device)[kept])
+        deepstack = None if visual.deepstack is None else visual.deepstack.to(self.device)[:, kept]
         return replace(run, embeds=embeds, deepstack=deepstack)
 
     def slot_seconds(self, chunk: Chunk, slot: int) -> float:

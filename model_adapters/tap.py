@@ -9,10 +9,12 @@ import torch
 
 class Tap:
     """Reads un-rotated keys and queries of every layer during a forward pass, by hooks on what makes them last: the norms
-    `k_norm` and `q_norm` where a layer has them (Qwen3), else the projections `k_proj` and `q_proj` (Qwen2, Llama)."""
+    `k_norm` and `q_norm` where a layer has them (Qwen3), else the projections `k_proj` and `q_proj` (Qwen2, Llama).
+    device: where what all layers made is brought together."""
 
-    def __init__(self, layers: Any, head_dim: int) -> None:
+    def __init__(self, layers: Any, head_dim: int, device: torch.device) -> None:
         self.head_dim = head_dim
+        self.device = device
         self.on = False
         self.keys: list[torch.Tensor] = []
         self.queries: list[torch.Tensor] = []
@@ -32,11 +34,11 @@ class Tap:
 
     def stacked_keys(self) -> torch.Tensor:
         """[layers, kv_heads, S, head_dim]"""
-        return torch.stack([k.transpose(0, 1) for k in self.keys])
+        return torch.stack([k.transpose(0, 1).to(self.device) for k in self.keys])
 
     def stacked_queries(self) -> torch.Tensor:
         """[layers, heads, S, head_dim]"""
-        return torch.stack([q.transpose(0, 1) for q in self.queries])
+        return torch.stack([q.transpose(0, 1).to(self.device) for q in self.queries])
 
     def _add(self, held: list[torch.Tensor], out: torch.Tensor) -> None:
         """out: [1, S, heads, head_dim] or [1, S, heads * head_dim]"""

@@ -23,3 +23,4 @@ BUILDERS: dict[str, Callable[[Path], Path]] = {
     "video_llama_3": checkpoints.save_video_llama_3,
 }
 """Under the name that `model_adapters.registry.FAMILIES` has for it."""
+EXPERTS = ("qwen3_vl_moe", "qwen3_omni_moe", "qwen3_omni_moe_thinker")

@@ -281,7 +281,7 @@ def test_decoding_stops_at_its_stop_token_and_its_length(random_adapter, frames)
 
 def filled(lengths: list[int], capacity: int = 4) -> tuple[BufferContext, list[torch.Tensor]]:
     """A context whose layers hold random keys and values of these lengths; and the keys."""
-    context = BufferContext((len(lengths), 2, capacity, 6), torch.float32, torch.device("cpu"))
+    context = BufferContext((2, capacity, 6), torch.float32, [torch.device("cpu")] * len(lengths))
     generator = torch.Generator().manual_seed(0)
     keys = [torch.randn(2, length, 6, generator=generator) for length in lengths]
     context.reserve(max(lengths))
@@ -293,15 +293,14 @@ def filled(lengths: list[int], capacity: int = 4) -> tuple[BufferContext, list[t
 
 def test_a_context_grows_and_keeps_what_it_holds() -> None:
     context, _ = filled([3, 3])
-    parts = [context.keys[:, :, :3].clone()]
+    parts = [context.read()[0]]
     generator = torch.Generator().manual_seed(1)
     for size in (1, 1, 7, 30, 2):
         parts.append(torch.randn(2, 2, size, 6, generator=generator))
         context.write(parts[-1], -parts[-1])
         whole = torch.cat(parts, 2)
         assert context.num_tokens == whole.shape[2] <= context.capacity
-        assert torch.equal(context.keys[:, :, : context.num_tokens], whole)
-        assert torch.equal(context.values[:, :, : context.num_tokens], -whole)
+        assert torch.equal(context.read()[0], whole) and torch.equal(context.read()[1], -whole)
     # What a model writes through the cache lands behind it, and it is handed all there is.
     step = torch.randn(1, 2, 1, 6)
     context.reserve(1)
@@ -324,20 +323,20 @@ def test_a_fork_is_independent() -> None:
     twin = context.fork()
     assert twin.next_position == 40 and twin.num_tokens == 3
     twin.write(torch.ones(2, 2, 9, 6), torch.ones(2, 2, 9, 6))
-    twin.keys[:, :, :3] = 0
+    twin.shelves[0].keys[:, :, :3] = 0
     twin.cursor.next_position = 50
     assert context.num_tokens == 3 and context.next_position == 40
-    assert torch.equal(context.keys[:, :, :3], torch.stack(keys))
+    assert torch.equal(context.read()[0], torch.stack(keys))
     other = context.fork()
     context.write(torch.ones(2, 2, 1, 6), torch.ones(2, 2, 1, 6))
-    assert other.num_tokens == 3 and torch.equal(other.keys[:, :, :3], torch.stack(keys))
+    assert other.num_tokens == 3 and torch.equal(other.read()[0], torch.stack(keys))
 
 
 def test_a_fork_keeps_the_length_of_every_layer() -> None:
     context, keys = filled([5, 2])
     twin = context.fork()
     assert [layer.length for layer in twin.layers] == [5, 2]
-    assert torch.equal(twin.keys[1, :, :2], keys[1])
+    assert torch.equal(twin.layers[1].held()[0], keys[1])
 
 
 def test_frames_are_what_a_chunk_run_stamps(random_adapter) -> None:

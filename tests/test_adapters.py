@@ -11,7 +11,7 @@ from typing import cast
 
 import pytest
 import torch
-from families import BUILDERS
+from families import BUILDERS, EXPERTS
 
 from data.errors import AdapterError
 from model_adapters import check
@@ -23,9 +23,6 @@ from model_adapters.registry import FAMILIES, load_adapter
 from model_adapters.stock import StockAdapter
 from vstream.config import SessionConfig
 from vstream.session import StreamSession
-
-EXPERTS = ("qwen3_vl_moe", "qwen3_omni_moe", "qwen3_omni_moe_thinker")
-"""Stock transformers has no float64 kernel for experts."""
 
 
 @pytest.fixture(scope="session")

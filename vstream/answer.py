@@ -186,7 +186,8 @@ class Built:
         if trace is None or trace.weights is None:
             found = sorted(self.hits, key=lambda hit: -hit.score)
             return tuple(Evidence(h.chunk_id, h.start_seconds, h.end_seconds, h.score, self.tiers[h.chunk_id]) for h in found)
-        weights = trace.weights[self.num_sink_tokens :].split([kv.num_tokens for kv in self.chunks])
+        # One way from the device for all chunks, since this is asked with every token of the answer.
+        weights = trace.weights[self.num_sink_tokens :].cpu().split([kv.num_tokens for kv in self.chunks])
         sums = [float(w.sum()) for w in weights]
         total = sum(sums) or 1.0
         moments = sorted(zip(sums, self.chunks, strict=True), key=lambda pair: -pair[0])[:MAX_EVIDENCE]
