@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
@@ -312,3 +314,35 @@ def test_the_tail_of_own_words_is_bounded(random_adapter: ModelAdapter, frames: 
         said, tail = list(engine._said), list(engine._tail())
         alone, full = (random_adapter.question_run(engine._question(words)).num_tokens for words in ((), tail))
         assert 0 < len(tail) < len(said) and tail == said[-len(tail) :] and full - alone <= 30
+
+
+@pytest.mark.parametrize(
+    ("name", "opening"), [("LiveCC-7B-Instruct", "Please describe the video."), ("StreamingVLM", "Commentate on this match")]
+)
+def test_published_commentators_get_their_engine_and_their_words(
+    random_folder: Path, tmp_path: Path, frames: list[Frame], monkeypatch: pytest.MonkeyPatch, name: str, opening: str
+) -> None:
+    adapter = load_adapter(str(shutil.copytree(random_folder, tmp_path / name)), device="cpu")
+    steps = iter(["and the reds ...", "score ...", " ...", " ..."])
+    monkeypatch.setattr(adapter, "generate", lambda *_: iter([next(steps)]))
+    with StreamSession(adapter) as session:
+        session.narrate()
+        engine = session.unasked.commentator
+        assert isinstance(engine, ContinuousCommentator)
+        alone = engine.context.num_tokens - session.ingest.sink.num_tokens
+        assert alone == spoken_question(adapter, f"{opening}\n")
+        list(session.feed(frames[:8]))
+        assert [u.text for u in session.unasked.utterances] == ["and the reds score"], "without the sign for a pause"
+        said = [segment.kv.num_tokens for segment in engine._segments if segment.kind != "vision"][1:]
+        words = ["and the reds ...", "score ...", " ..."]
+        assert said[:3] == [spoken_run(adapter, w).num_tokens for w in words], "with it, as they were trained"
+        session.narrate(NarrationRules(engine="prompted"))
+        assert isinstance(session.unasked.commentator, PromptedCommentator)
+    with StreamSession(adapter, SessionConfig(prompts="general")) as session:
+        session.narrate()
+        assert isinstance(session.unasked.commentator, PromptedCommentator), "what the user asks for goes first"
+
+
+def spoken_question(adapter: ModelAdapter, question: str) -> int:
+    """Tokens of a question without the start of its answer."""
+    return adapter.question_run(question).num_tokens - adapter.question_run("").num_tokens

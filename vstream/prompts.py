@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from data.questions import COMMENT_QUESTION, SILENCE
 from model_adapters.base import ModelInfo
+from model_adapters.registry import preset_for
 
 
 @dataclass(frozen=True)
@@ -17,6 +18,8 @@ class Prompts:
     it; empty: the same question again. confirm_looks: moments within which that may happen.
     comment: what asks for a comment; may hold {background}. silence: the answer that means there is nothing to say.
     takes_talk: whether the model can read its own earlier comments. words_per_second: how much it may say.
+    opening, pause: of checkpoints that were trained to comment step by step: what they are asked once, before everything, and
+    what ends each of their steps, and is all of a step without words; empty for every other model.
     """
 
     watch: str
@@ -30,6 +33,8 @@ class Prompts:
     silence: str
     takes_talk: bool
     words_per_second: float
+    opening: str = ""
+    pause: str = ""
 
 
 PRESETS: dict[str, Prompts] = {
@@ -69,7 +74,10 @@ PRESETS: dict[str, Prompts] = {
 
 
 def prompts_for(info: ModelInfo, preset: str) -> Prompts:
-    """The preset of that name; "auto": the one that fits the model."""
+    """The preset of that name; "auto": the one that fits the model, with what its publishers ask it."""
     if preset != "auto":
         return PRESETS[preset]
-    return PRESETS.get(info.name, PRESETS["general"])
+    published = preset_for(info.name)
+    if published is None:
+        return PRESETS.get(info.name, PRESETS["general"])
+    return replace(PRESETS["general"], opening=published.prompt or "", pause=published.silence or "")

@@ -14,7 +14,7 @@ from data.errors import ConfigError, SourceError
 from data.sources import Source, open_source
 from data.sources.burn import burn
 from vstream.captions import CaptionFile, cues, kind_of
-from vstream.commentary import ENGINES, STYLES, NarrationRules, Utterance
+from vstream.commentary import ENGINES, STYLES, NarrationRules, Utterance, engine_of
 from vstream.config import SessionConfig
 from vstream.models import chosen_model, chosen_settings
 from vstream.progress import Progress
@@ -79,7 +79,9 @@ def add_comment_flags(parser: argparse.ArgumentParser) -> None:
         "--background", default="", metavar="WORDS", help="what the model should know: title, names, what matters"
     )
     parser.add_argument("--style", choices=STYLES, default=rules.style)
-    parser.add_argument("--engine", choices=ENGINES, default=rules.engine, help="continuous: for checkpoints trained for it")
+    parser.add_argument(
+        "--engine", choices=ENGINES, default=rules.engine, help="auto: continuous for checkpoints trained for it"
+    )
     parser.add_argument("--words-per-second", type=float, default=None, help="how much is said at most")
     parser.add_argument("--burn", type=Path, metavar="CLIP.mp4", help="also burn the words into a copy of a recorded source")
 
@@ -98,6 +100,8 @@ def comment(args: argparse.Namespace) -> int:
         with StreamSession(chosen_model(args).load(config.gpu_bytes), config, memory=args.memory) as session:
             if (args.background or args.style != "plain") and not session.unasked.prompts.takes_talk:
                 sys.stderr.write(f"warning: {session.adapter.info.name} reads no background and knows one style\n")
+            if args.engine == "auto" and engine_of(rules, session.unasked.prompts) == "continuous":
+                sys.stderr.write("commentary: continuous, as this checkpoint was trained; --engine goes before it\n")
             session.narrate(rules)
             said = _written(session, _watched(session, source, until), args.out)
         _warn(source)

@@ -2,7 +2,7 @@
 
 from vstream.commentary.base import ENGINES, STYLES, Commentator, NarrationRules, Utterance
 from vstream.commentary.continuous import ContinuousCommentator
-from vstream.commentary.create import create_commentator
+from vstream.commentary.create import create_commentator, engine_of
 from vstream.commentary.prompted import PromptedCommentator
 
 __all__ = [
@@ -14,4 +14,5 @@ __all__ = [
     "PromptedCommentator",
     "Utterance",
     "create_commentator",
+    "engine_of",
 ]

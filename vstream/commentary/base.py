@@ -9,7 +9,7 @@ from data.errors import ConfigError
 from vstream.answer import is_text
 from vstream.triggers import LiveChunk
 
-ENGINES = ("prompted", "continuous")
+ENGINES = ("auto", "prompted", "continuous")
 STYLES: dict[str, str] = {
     "plain": "",
     "sports": "You are a lively sports commentator. ",
@@ -32,6 +32,7 @@ class Utterance:
 class NarrationRules:
     """How a stream is commented. Raises ConfigError for a value that makes no sense.
 
+    engine: auto: continuous for checkpoints that are known to be trained for it, else prompted.
     background: what the model should know (title, teams, what matters). style: one of `STYLES`. words_per_second: how much is
     said at most; None: as the model's prompts have it. vision_seconds: how much of the recent stream is in view (None: 8 s
     prompted, 16 s continuous). text_tokens: how much of its own words. poll_seconds: a look at least this often; 0: at every
@@ -39,7 +40,7 @@ class NarrationRules:
     the chance of silence is below it.
     """
 
-    engine: str = "prompted"
+    engine: str = "auto"
     background: str = ""
     style: str = "plain"
     words_per_second: float | None = None

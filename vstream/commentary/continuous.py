@@ -70,9 +70,11 @@ class ContinuousCommentator(Commentator):
         with turns.answer():
             self._context = adapter.new_context(1024)
             adapter.append(self._context, [sink])
-            opening = STYLES[rules.style] + rules.background.strip()
-            if opening.strip():
-                self._add(self._without_tail(adapter.question_run(opening.strip() + "\n")), True, 0.0, 0.0)
+            opening = " ".join(
+                part for part in (STYLES[rules.style].strip(), prompts.opening, rules.background.strip()) if part
+            )
+            if opening:
+                self._add(self._without_tail(adapter.question_run(opening + "\n")), True, 0.0, 0.0)
 
     @property
     def context(self) -> KVContext:
@@ -87,7 +89,7 @@ class ContinuousCommentator(Commentator):
             self._add(moment.run, False, record.start_seconds, record.end_seconds)
         text = self._speak(self._budget.available(record.end_seconds))
         with self.turns.answer():
-            spoken = text or self.prompts.silence
+            spoken = text + self.prompts.pause or self.prompts.silence
             run = self._without_tail(self.adapter.question_run("", [("", spoken)]))
             self._add(run, True, record.start_seconds, record.end_seconds)
         self.spent_seconds += time.perf_counter() - started
@@ -106,7 +108,7 @@ class ContinuousCommentator(Commentator):
         """The words of this step; none for silence."""
         room = max(1, TOKENS_PER_WORD * num_words)
         tokens = self.adapter.generate(self._context.fork(), self.adapter.question_run(""), room)
-        text = said_in(tokens, num_words, self.turns)
+        text = said_in(tokens, num_words, self.turns).strip().removesuffix(self.prompts.pause.strip())
         if is_silence(text, self.prompts.silence) or not num_words:
             return ""
         text = shortened(text.strip(), num_words)
