@@ -155,6 +155,11 @@ class MemoryBank(Bank):
             entry = self._tiers.entries.get(chunk_id)
             return None if entry is None else self._tiers.stores[entry.level][0]
 
+    def tiers(self) -> dict[int, str]:
+        with self._lock:
+            names = [name for name, _ in self._tiers.stores]
+            return {chunk_id: names[entry.level] for chunk_id, entry in self._tiers.entries.items()}
+
     def num_bytes(self, tier: str) -> int:
         with self._lock:
             return sum(store.num_bytes for name, store in self._tiers.stores if name == tier)

@@ -166,6 +166,11 @@ class Bank(ABC):
     def tier(self, chunk_id: int) -> str | None:
         """ "gpu", "ram" or "disk"; None if the chunk is not there."""
 
+    def tiers(self) -> dict[int, str]:
+        """The tier of every stored chunk."""
+        found = {chunk_id: self.tier(chunk_id) for chunk_id in self.chunk_ids()}
+        return {chunk_id: tier for chunk_id, tier in found.items() if tier is not None}
+
     @abstractmethod
     def num_bytes(self, tier: str) -> int:
         """Bytes that a tier really holds; 0 for a tier that is off."""

@@ -104,6 +104,10 @@ class DurableBank(MemoryBank):
                 return None
             return "disk" if self._pending(chunk_id) is not None or self.memory.manifest.holds(chunk_id) else None
 
+    def tiers(self) -> dict[int, str]:
+        with self._lock:
+            return {**dict.fromkeys(self.chunk_ids(), "disk"), **super().tiers()}
+
     def num_bytes(self, tier: str) -> int:
         return self.memory.num_bytes if tier == "disk" else super().num_bytes(tier)
 

@@ -199,10 +199,15 @@ class Manifest(Database):
         """How many chunks have their KV stored."""
         return int(self.query("SELECT count(*) FROM chunks WHERE segment NOT NULL")[0][0])
 
-    def moments(self) -> list[TimelineMoment]:
-        """Every chunk as the timeline draws it."""
-        names = "chunk_id, start_seconds, end_seconds, num_seen_tokens, num_kept_tokens"
-        return [TimelineMoment._make(row) for row in self.query(f"SELECT {names} FROM chunks ORDER BY chunk_id")]
+    def moments(self, after_chunk_id: int = -1) -> list[tuple]:
+        """The fields of a TimelineMoment of every chunk behind one."""
+        names = ", ".join(TimelineMoment._fields)
+        return self.query(f"SELECT {names} FROM chunks WHERE chunk_id > ? ORDER BY chunk_id", (after_chunk_id,))
+
+    @property
+    def num_rows(self) -> int:
+        """How many chunks there are, also without KV."""
+        return int(self.query("SELECT count(*) FROM chunks")[0][0])
 
     def gaps(self) -> list[Gap]:
         return [Gap(*row) for row in self.query("SELECT * FROM gaps ORDER BY start_seconds")]

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Sequence
 from dataclasses import astuple, dataclass, fields
-from typing import NamedTuple
+from typing import NamedTuple, overload
 
 from zlib_ng.zlib_ng import crc32
 
 from data.errors import MemoryBankError
 from memory.layout import PackedChunk
-from memory.records import ChunkRecord, mask_from_bytes, mask_to_bytes
+from memory.records import ChunkRecord, Moment, mask_from_bytes, mask_to_bytes
 from memory.segment_file import Place
 
 
@@ -113,6 +114,33 @@ class TimelineMoment(NamedTuple):
     end_seconds: float
     num_seen_tokens: int
     num_kept_tokens: int
+
+
+class Moments(Sequence[Moment]):
+    """Stored chunks and those that are not stored yet, in stream order. Each is made when it is looked at: to make a hundred
+    thousand at once keeps Python's garbage collection busy for three times as long as reading them takes."""
+
+    def __init__(self, stored: Sequence[tuple], fresh: Sequence[Moment]) -> None:
+        """stored: fields of TimelineMoment."""
+        self._stored = stored
+        self._fresh = fresh
+
+    def __len__(self) -> int:
+        return len(self._stored) + len(self._fresh)
+
+    @overload
+    def __getitem__(self, at: int) -> Moment: ...
+    @overload
+    def __getitem__(self, at: slice) -> list[Moment]: ...
+    def __getitem__(self, at: int | slice) -> Moment | list[Moment]:
+        if isinstance(at, slice):
+            return [self[i] for i in range(*at.indices(len(self)))]
+        at = range(len(self))[at]
+        return TimelineMoment._make(self._stored[at]) if at < len(self._stored) else self._fresh[at - len(self._stored)]
+
+    def __iter__(self) -> Iterator[Moment]:
+        yield from map(TimelineMoment._make, self._stored)
+        yield from self._fresh
 
 
 @dataclass(frozen=True)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Collection
 from itertools import islice
 
 from data.errors import MemoryBankError
 from memory.manifest import Manifest
-from memory.records import ChunkRecord, Moment, in_window
-from memory.rows import ChunkRow
+from memory.records import ChunkRecord, in_window
+from memory.rows import ChunkRow, Moments
 
 logger = logging.getLogger(__name__)
 
@@ -23,6 +24,9 @@ class StoredRecords:
     def __init__(self, manifest: Manifest) -> None:
         self.manifest = manifest
         self._fresh: dict[int, ChunkRecord] = {}
+        self._moments: list[tuple] = []
+        """What the timeline has asked for before: fields of TimelineMoment."""
+        self._asking = threading.Lock()
 
     def add(self, record: ChunkRecord) -> None:
         for chunk_id in list(islice(self._fresh, NUM_CHECKED)):
@@ -48,10 +52,16 @@ class StoredRecords:
         ordered = sorted(found.values(), key=lambda record: -record.last_pts_seconds)
         return in_window(ordered, until_pts_seconds, window_seconds)
 
-    def moments(self) -> list[Moment]:
-        stored: list[Moment] = list(self.manifest.moments())
-        known = {moment.chunk_id for moment in stored[-len(self._fresh) - NUM_CHECKED :]} if self._fresh else set()
-        return [*stored, *(record for record in list(self._fresh.values()) if record.chunk_id not in known)]
+    def moments(self) -> Moments:
+        with self._asking:
+            # What is drawn of a chunk never changes: only what is new has to be asked for, unless something was forgotten.
+            self._moments += self.manifest.moments(self._moments[-1][0] if self._moments else -1)
+            if self.manifest.num_rows != len(self._moments):
+                self._moments = self.manifest.moments()
+            stored = list(self._moments)
+        fresh = list(self._fresh.values())
+        known = {row[0] for row in stored[-len(fresh) - NUM_CHECKED :]} if fresh else set()
+        return Moments(stored, [record for record in fresh if record.chunk_id not in known])
 
     def remove(self, chunk_ids: Collection[int]) -> None:
         """Forget what is in RAM; what the manifest keeps of a chunk without KV, its time and picture, stays."""

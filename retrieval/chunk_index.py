@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from memory.stored_vectors import StoredVectors
-from retrieval.index import Index, kind_of_index
+from retrieval.index import ID_BYTES, Index, kind_of_index
 from retrieval.timeline import as_ids
 
 logger = logging.getLogger(__name__)
@@ -26,6 +26,12 @@ logger = logging.getLogger(__name__)
 INDEX_BYTES = 2**30
 ROW_BYTES = 300
 """What the tables hold of a row beside its vector, about."""
+
+
+def chunk_bytes(num_layers: int, dim: int) -> int:
+    """What one chunk's mean key takes up in RAM. dim: kv_heads * head_dim."""
+    return 4 * num_layers * dim + ID_BYTES + ROW_BYTES
+
 
 Select = Callable[[np.ndarray], np.ndarray]
 """mean keys float32 [m, layers, kv_heads * head_dim] → vectors float32 [m, groups, dim]."""
@@ -139,7 +145,8 @@ class ChunkIndex:
     @property
     def num_pooled(self) -> int:
         """Chunks that share their vector with others."""
-        return sum(len(row.chunk_ids) for row in self._rows.values() if len(row.chunk_ids) > 1)
+        # A copy, which is atomic: a page asks while the stream goes on.
+        return sum(len(row.chunk_ids) for row in list(self._rows.values()) if len(row.chunk_ids) > 1)
 
     def _products(self, keys: np.ndarray, queries: np.ndarray) -> np.ndarray:
         """float32 [m, groups]."""

@@ -13,6 +13,9 @@ import torch
 
 logger = logging.getLogger(__name__)
 
+ID_BYTES = 16
+"""An id and its place, beside a vector."""
+
 Found = list[tuple[int, float]]
 """(id, inner product), best first."""
 
@@ -58,7 +61,7 @@ class Index(ABC):
     @property
     def num_bytes(self) -> int:
         """Bytes of vectors and ids."""
-        return len(self) * (4 * self.dim + 16)
+        return len(self) * (4 * self.dim + ID_BYTES)
 
 
 class VectorIndex(Index):

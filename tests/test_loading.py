@@ -17,10 +17,12 @@ from safetensors.torch import load_file, save_file
 from data.errors import AdapterError
 from model_adapters import budget as budget_module
 from model_adapters import loading
+from model_adapters.base import ChunkKV
 from model_adapters.budget import estimate, free_ram
 from model_adapters.loading import Checkpoint, find_checkpoint
 from model_adapters.registry import FAMILIES, load_adapter, memory_needed
 from model_adapters.weights import INDEX, SINGLE, read_weights
+from retrieval.key_similarity import KeySimilarity
 from vstream.__main__ import main
 from vstream.config import SessionConfig
 from vstream.session import StreamSession
@@ -328,6 +330,9 @@ def test_doctor_tells_what_a_model_costs(folder, capsys) -> None:
     tokens = 15 + int(rows["kv"].split("15 visual and ")[1].split()[0])
     assert rows["kv per hour"].startswith(f"{per_token * tokens * 3600 / 2**20:.1f} MiB") or "GiB" in rows["kv per hour"]
     assert rows["ram holds"].startswith(f"{1e6 / (per_token * tokens):.1f} s in 1.0 MiB")
+    retriever = KeySimilarity()
+    retriever.add(ChunkKV(0, torch.zeros(3, 2, 5, 24), torch.zeros(3, 2, 5, 24), torch.zeros(3, 5).long(), 5, 0.0, 1.0))
+    assert rows["index holds"].startswith(f"{2**30 / retriever.index.num_ram_bytes / 3600:.1f} h in 1.0 GiB")
     cut(-1)(folder / SINGLE)
     assert main(["doctor", "--model", str(folder)]) == 0
     (line,) = [line for line in capsys.readouterr().out.splitlines() if " model " in line]

@@ -10,6 +10,7 @@ from data.errors import AdapterError
 from data.frames import Chunk
 from model_adapters.base import ModelAdapter
 from model_adapters.registry import Budget, gib, preset_for
+from retrieval.chunk_index import chunk_bytes
 from vstream.config import SessionConfig
 from vstream.models import ModelChoice, preset_line
 
@@ -50,6 +51,13 @@ def model_rows(choice: ModelChoice, config: SessionConfig) -> list[Row]:
         num_bytes = getattr(config, f"{tier}_bytes")
         spans = [span(3600 * num_bytes / per_hour) for per_hour in hourly]
         rows.append((f"{tier} holds", True, f"{spans[0]} in {gib(num_bytes)}; with {dropped} dropped {', '.join(spans[1:])}"))
+    per_hour = (
+        chunk_bytes(adapter.info.num_layers, adapter.info.num_kv_heads * adapter.info.head_dim) * 3600 / config.chunk_seconds
+    )
+    holds = (
+        f"{span(3600 * config.index_bytes / per_hour)} in {gib(config.index_bytes)}; then a stored memory is searched on disk"
+    )
+    rows.append(("index holds", True, f"{holds}, and without one old neighbours share a vector"))
     return rows
 
 

@@ -241,6 +241,11 @@ class StreamSession(Speaking):
         return self.writer is not None
 
     @property
+    def num_pooled(self) -> int:
+        """Chunks that share their index vector with neighbours, since `index_bytes` are spent."""
+        return self.retriever.index.num_pooled if self.retriever.index else 0
+
+    @property
     def has_seen(self) -> bool:
         """Whether there is anything to ask about."""
         return self._now is not None

@@ -30,8 +30,10 @@ def fresh(tab: Tab) -> dict[str, str]:
 
 def timeline_of(tab: Tab) -> str:
     """The timeline as HTML, with the chunks behind the last answer marked."""
-    steps, events = tab.session.bank.steps() if tab.session else {}, unasked_events(tab.session)
-    return timeline_html(bars_of(tab.records(), tab.tier, tab.marked, events=events, steps=steps), tab.tier_names)
+    bank = tab.session.bank if tab.session else None
+    steps, tiers = (bank.steps(), bank.tiers()) if bank else ({}, {})
+    bars = bars_of(tab.records(), tiers.get, tab.marked, events=unasked_events(tab.session), steps=steps)
+    return timeline_html(bars, tab.tier_names)
 
 
 def _timeline_key(tab: Tab, snapshot: Snapshot) -> tuple[object, ...]:

@@ -31,6 +31,8 @@ def snapshot_of(tab: Tab) -> Snapshot:
         num_seen_tokens=tab.before.num_seen_tokens + session.stats.num_seen_tokens,
         num_chunks=tab.before.num_chunks + session.stats.num_chunks,
         num_bytes={tier: session.bank.num_bytes(tier) for tier in ("gpu", "ram", *(("disk",) if session.memory else ()))},
+        num_index_bytes=session.retriever.num_bytes,
+        num_pooled=session.num_pooled,
         ttft_seconds=session.stats.last_ttft_seconds,
         tokens_per_second=tab.tokens_per_second,
         error=feeder.error or "",
@@ -48,6 +50,8 @@ def _stored(tab: Tab, session: StreamSession) -> Snapshot:
         now_seconds=session.now_seconds,
         num_chunks=tab.before.num_chunks,
         num_bytes={tier: session.bank.num_bytes(tier) for tier in ("gpu", "ram", "disk")},
+        num_index_bytes=session.retriever.num_bytes,
+        num_pooled=session.num_pooled,
         ttft_seconds=session.stats.last_ttft_seconds,
         tokens_per_second=tab.tokens_per_second,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 from memory.records import Moment
 from vstream.ui.text import clock, escaped, percent, span
@@ -52,10 +53,9 @@ def bars_of(
     width = length
     while seconds / width > max_bars - 1:
         width *= 2
-    runs: dict[int, list[Moment]] = {}
-    for record in records:
-        runs.setdefault(int((record.start_seconds + 1e-6) // width), []).append(record)
-    return [_bar(run, tier_of, marked, events or {}, steps or {}) for run in runs.values()]
+    # One run at a time, since there may be a hundred thousand records.
+    runs = groupby(records, key=lambda record: int((record.start_seconds + 1e-6) // width))
+    return [_bar(list(run), tier_of, marked, events or {}, steps or {}) for _, run in runs]
 
 
 def _bar(
