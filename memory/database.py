@@ -13,7 +13,7 @@ from urllib.parse import quote
 from data.errors import MemoryBankError
 
 BUSY_SECONDS = 10.0
-UNREADABLE = "open it on the machine that wrote it, or restore the folder from a copy"
+REBUILD = "python -m vstream memory rebuild {folder} makes it anew from what is good"
 
 
 class Database:
@@ -28,6 +28,11 @@ class Database:
         with self._said():
             self._reads = self._connected(read_only=not write)
             self._writes = self._connected(read_only=False) if write else None
+
+    @property
+    def rebuild(self) -> str:
+        """What to do where the file is damaged."""
+        return REBUILD.format(folder=self.folder)
 
     @contextmanager
     def changing(self) -> Iterator[sqlite3.Connection]:
@@ -91,11 +96,11 @@ class Database:
         try:
             yield
         except UnicodeError as error:
-            raise MemoryBankError(f"the manifest of {self.folder} is damaged ({error}); {UNREADABLE}") from error
+            raise MemoryBankError(f"the manifest of {self.folder} is damaged ({error}); {self.rebuild}") from error
         except sqlite3.Error as error:
             code = getattr(error, "sqlite_errorcode", 0) & 0xFF
             if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB) or "no such table" in str(error):
-                raise MemoryBankError(f"the manifest of {self.folder} is damaged ({error}); {UNREADABLE}") from error
+                raise MemoryBankError(f"the manifest of {self.folder} is damaged ({error}); {self.rebuild}") from error
             raise MemoryBankError(
                 f"the manifest of {self.folder} cannot be used ({error}); free some space, wait, or choose another folder"
             ) from error

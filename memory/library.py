@@ -23,7 +23,14 @@ from memory.stored import StoredMemory
 PIN = "pinned"
 """A memory with this file in it never gives way to others."""
 OWN_FILES = (LOCK, PIN, MANIFEST, f"{MANIFEST}-wal", f"{MANIFEST}-shm")
-OWN_PATTERNS = ("segment-*.safetensors", "segment-*.part", "vectors-*.f32", "vectors-*.part", f"{NEW_MANIFEST}*")
+OWN_PATTERNS = (
+    "segment-*.safetensors",
+    "segment-*.part",
+    "vectors-*.f32",
+    "vectors-*.part",
+    f"{NEW_MANIFEST}*",
+    "manifest.old*",
+)
 
 
 @dataclass(frozen=True)

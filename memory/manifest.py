@@ -17,7 +17,7 @@ import numpy as np
 from zlib_ng.zlib_ng import crc32
 
 from data.errors import MemoryBankError
-from memory.database import UNREADABLE, Database
+from memory.database import Database
 from memory.files import PRIVATE_FILE
 from memory.identity import FORMAT_VERSION, Identity
 from memory.migrations import MIGRATIONS, Migration, path_of
@@ -87,7 +87,7 @@ class Manifest(Database):
     def meta(self, name: str) -> str:
         found = self.query("SELECT value, crc32 FROM meta WHERE name = ?", (name,))
         if not found or found[0][1] != _crc32(name, str(found[0][0])):
-            raise MemoryBankError(f"the manifest of {self.folder} is damaged: it has no right {name}; {UNREADABLE}")
+            raise MemoryBankError(f"the manifest of {self.folder} is damaged: it has no right {name}; {self.rebuild}")
         return str(found[0][0])
 
     def number(self, name: str) -> int:

@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from data.errors import ConfigError, MemoryBankError
+from memory.database import REBUILD
 from memory.files import Fault, locked, make_private, no_fault, sync_folder, write_whole
 from memory.identity import FORMAT_VERSION, Identity
 from memory.manifest import MANIFEST, Manifest
@@ -23,6 +24,8 @@ logger = logging.getLogger(__name__)
 LOCK = "lock"
 FIRST_VECTORS = "vectors-0000.f32"
 NEW_MANIFEST = "manifest.new"
+OLD_MANIFEST = "manifest.old"
+"""One that is being made anew, see `memory.rebuild`."""
 UNLIMITED_BYTES = 2**62
 
 
@@ -94,7 +97,10 @@ def _check_there(folder: Path) -> None:
     if not folder.is_dir():
         raise MemoryBankError(f"there is no memory at {folder}; give the folder of one")
     if is_torn(folder):
-        raise MemoryBankError(f"{folder} holds segments but no {MANIFEST}: it was copied by half; copy the whole folder again")
+        raise MemoryBankError(
+            f"{folder} holds segments but no {MANIFEST}, as if copied by half; copy the whole folder again, or"
+            f" {REBUILD.format(folder=folder)}"
+        )
     raise MemoryBankError(f"{folder} holds no memory; give the folder of one")
 
 

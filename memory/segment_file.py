@@ -36,10 +36,15 @@ def segment_path(folder: Path, number: int) -> Path:
     return folder / f"segment-{number:08d}.safetensors"
 
 
-def write_segment(path: Path, chunks: Mapping[int, PackedChunk], fault: Fault = no_fault) -> tuple[int, dict[int, Place]]:
-    """A new segment, whole and durable. Returns its size in bytes and where each chunk lies. OSError if that fails."""
+def write_segment(
+    path: Path, chunks: Mapping[int, PackedChunk], fault: Fault = no_fault, labels: Mapping[str, str] | None = None
+) -> tuple[int, dict[int, Place]]:
+    """A new segment, whole and durable. Returns its size in bytes and where each chunk lies. OSError if that fails.
+
+    labels: more of what it says of itself, see `memory.labels`.
+    """
     about = {str(i): json.dumps([packed.layout, packed.crc32]) for i, packed in chunks.items()}
-    content = save({str(i): packed.data for i, packed in chunks.items()}, about)
+    content = save({str(i): packed.data for i, packed in chunks.items()}, {**about, **(labels or {})})
     header_bytes = int.from_bytes(content[:LENGTH_BYTES], "little")
     header = json.loads(content[LENGTH_BYTES : LENGTH_BYTES + header_bytes])
     places = {}
@@ -48,6 +53,50 @@ def write_segment(path: Path, chunks: Mapping[int, PackedChunk], fault: Fault = 
         places[chunk_id] = Place(LENGTH_BYTES + header_bytes + start, end - start)
     write_whole(path, content, fault, "segment")
     return len(content), places
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a segment says that it holds: places, and layout with checksum, by chunk; and its labels."""
+
+    num_bytes: int
+    places: dict[int, Place]
+    heads: dict[int, tuple[str, int]]
+    labels: dict[str, str]
+
+
+def read_contents(path: Path) -> Contents:
+    """The header of a segment. MemoryBankError if it cannot be read as one."""
+    try:
+        with path.open("rb") as file:
+            num_bytes = file.seek(0, os.SEEK_END)
+            file.seek(0)
+            header_bytes = int.from_bytes(file.read(LENGTH_BYTES), "little")
+            if header_bytes > num_bytes:
+                raise ValueError("its header is cut short")
+            header = json.loads(file.read(header_bytes))
+        about = header.pop("__metadata__", {})
+        start = LENGTH_BYTES + header_bytes
+        places = {}
+        for name, entry in header.items():
+            first, last = entry["data_offsets"]
+            if not 0 <= first <= last <= num_bytes - start:
+                raise ValueError("it is too short")
+            places[int(name)] = Place(start + first, last - first)
+        heads = {i: _head(about[str(i)]) for i in places}
+    except OSError as error:
+        raise MemoryBankError(f"{path.name} cannot be read: {error.strerror}; its chunks are left out") from error
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise MemoryBankError(f"{path.name} is damaged: {error}; its chunks are left out") from error
+    labels = {name: str(value) for name, value in about.items() if not name.isdigit()}
+    return Contents(num_bytes, places, heads, labels)
+
+
+def _head(text: str) -> tuple[str, int]:
+    layout, crc32 = json.loads(text)
+    if not isinstance(layout, str) or not isinstance(crc32, int):
+        raise ValueError("it does not say how its chunks are laid out")
+    return layout, crc32
 
 
 def read_block(path: Path, place: Place) -> torch.Tensor:

@@ -20,9 +20,10 @@ from data.errors import MemoryBankError
 from memory.codecs import create_codec, decoded
 from memory.codecs.native import Native
 from memory.files import Fault, no_fault
+from memory.labels import Origin, RowLabel, labels_of
 from memory.layout import PackedChunk, Packet, pack, unpack
 from memory.manifest import Manifest
-from memory.records import ChunkRecord
+from memory.records import ChunkRecord, mask_to_bytes
 from memory.rows import ChunkRow, Gap, Sitting
 from memory.segment_file import read_block, read_blocks, segment_path, write_segment
 from memory.stored_vectors import StoredVectors
@@ -200,9 +201,10 @@ class StoredMemory:
             return Native().encode(chunk)
 
     def _written(self, packed: dict[int, PackedChunk], records: dict[int, ChunkRecord]) -> tuple[int, int, list[ChunkRow]]:
-        number = self.manifest.number("next_segment")
-        num_bytes, places = write_segment(segment_path(self.folder, number), packed, self.fault)
-        now = time.time()
+        number, now = self.manifest.number("next_segment"), time.time()
+        about = {i: RowLabel(r.last_pts_seconds, r.num_tokens, mask_to_bytes(r.keep), now) for i, r in records.items()}
+        labels = labels_of(Origin(self.identity), about)
+        num_bytes, places = write_segment(segment_path(self.folder, number), packed, self.fault, labels)
         rows = [ChunkRow.of(records[i], number, places[i], p, now) for i, p in packed.items()]
         return number, num_bytes, rows
 

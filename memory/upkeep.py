@@ -16,6 +16,7 @@ from data.errors import MemoryBankError
 from memory.base import check_span
 from memory.codecs import decoded
 from memory.files import sync_folder
+from memory.labels import Origin, RowLabel, labels_of
 from memory.layout import PackedChunk, Packet, pack, unpack
 from memory.rows import ChunkRow, Gap
 from memory.segment_file import read_block, segment_path, write_segment
@@ -167,7 +168,8 @@ def rewrite(
         memory.vectors.append(Summaries.of(thinner), memory.fault)
     first, sizes, moved = manifest.number("next_segment"), {}, []
     for number, (step, chunks) in enumerate(sorted(packed.items()), first):
-        num_bytes, places = write_segment(segment_path(memory.folder, number), chunks, memory.fault)
+        labels = _labels([rows[i] for i in chunks], Origin(memory.identity, 1 + step, tuple(segments), first, len(packed)))
+        num_bytes, places = write_segment(segment_path(memory.folder, number), chunks, memory.fault, labels)
         sizes[number] = (num_bytes, 1 + step)
         for i, place in places.items():
             at = replace(rows[i], segment=number, offset=place.offset, num_bytes=place.num_bytes)
@@ -198,6 +200,11 @@ def rewrite(
     memory.segments.update(sizes)
     delete_unwanted(memory)
     return thinner
+
+
+def _labels(rows: Sequence[ChunkRow], origin: Origin) -> dict[str, str]:
+    about = {r.chunk_id: RowLabel(r.last_pts_seconds, r.num_tokens, r.keep, r.stored_unix) for r in rows}
+    return labels_of(origin, about)
 
 
 def _thinned(

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from data.errors import MemoryBankError
+from memory.database import REBUILD
 from memory.library import Description, delete, describe, export_copy, export_table, memories, verify
 from memory.opening import open_memory
+from memory.rebuild import rebuild
 from memory.room import is_pinned, pin
 from memory.upkeep import forget_span
 
@@ -26,6 +28,7 @@ def add_memory_commands(parser: argparse.ArgumentParser, parser_class: type[argp
         ("ls", "list the memories in a folder", ls),
         ("info", "what a memory holds", info),
         ("verify", "read everything in a memory and check it; exit code 1 if something is damaged", check),
+        ("rebuild", "make a lost or damaged manifest anew from what is good; says what is lost", mend),
         ("forget", "really remove a span of the stream", forget),
         ("export", "copy a memory to a new folder, or its timeline to a .jsonl file", export),
         ("pin", "never let a memory give way when a library is full", fix),
@@ -106,7 +109,22 @@ def check(args: argparse.Namespace) -> int:
             print(f"foreign   {name} is no part of the memory; it is left alone")
         for problem in verdict.problems:
             print(f"problem   {problem}")
+        if not verdict.whole:
+            print(f"what is good is read as before; {REBUILD.format(folder=args.folder)}")
     return 0 if verdict.whole else DAMAGED
+
+
+def mend(args: argparse.Namespace) -> int:
+    found = rebuild(args.folder)
+    if args.json:
+        print(json.dumps(asdict(found)))
+        return 0
+    print(f"{found.num_chunks} chunks are there, {found.num_new} of them were not in what is left of the old manifest")
+    if found.num_bare:
+        print(f"{found.num_bare} chunks have lost their pictures")
+    for words in found.lost:
+        print(f"lost      {words}")
+    return 0
 
 
 def forget(args: argparse.Namespace) -> int:

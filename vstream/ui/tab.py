@@ -239,7 +239,8 @@ class Tab:
         caption = (
             f"{span(record.start_seconds, record.end_seconds)} · {percent(record.drop_ratio)} of its tokens dropped · {tier}"
         )
-        return Picture(large or record.thumbnail, caption, np.asarray(record.keep.any(axis=0)))
+        jpeg = large or record.thumbnail
+        return Picture(jpeg, caption, np.asarray(record.keep.any(axis=0))) if jpeg else None
 
     def look_at(self, chunk_id: int) -> float:
         """Put a chunk on the stage; returns its stream time. Raises MemoryBankError if it is gone."""
