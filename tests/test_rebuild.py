@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from stored import IDENTITY, MODEL, fill, record_of, stored_bank
+from stored import IDENTITY, MODEL, fill, record_of, stored_bank, vectors_of
 from test_memory_durable import THINNING, after, pulling_the_plug, segments
 from test_memory_stores import chunk, same
 from test_remembered import QUESTION, SMALL, WORLD, run, said, watched
@@ -49,9 +49,7 @@ def check(folder: Path, ids: list[int], bare: bool | None, step: int = 0) -> Non
             right = replace(right, thumbnail=b"")
         assert bare is None or (record.thumbnail == b"") == bare
         assert replace(record, keep=0) == replace(right, keep=0) and np.array_equal(record.keep, right.keep)
-    vectors = {
-        i: row for block in bank.memory.summaries() for i, row in zip(block.chunk_ids.tolist(), block.mean_keys, strict=True)
-    }
+    vectors = vectors_of(bank.memory)
     assert sorted(vectors) == ids and all(np.array_equal(vectors[i], mean_key(after(i, step)).numpy()) for i in ids)
     bank.close()
     named = {path.name for path in segments(folder)}
