@@ -1,81 +1,28 @@
-"""The page in a real Chromium with a fake camera. VSTREAM_REQUIRE_BROWSER=1 turns the skip into a failure.
+"""The page in a real Chromium with a fake camera.
 
 The answers are a slow story, so that streaming and Stop can be seen; everything else is the real thing.
-VSTREAM_SCREENSHOTS=DIR keeps pictures of the page.
 """
 
 from __future__ import annotations
 
 import os
-import shutil
-import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
+from browser_page import Page, address, browser, page, served  # noqa: F401  # fixtures
 from video_files import write_video
 
-from data.world import make_world
 from model_adapters.base import AttentionTrace, KVContext, ModelAdapter, TokenRun
 from vstream.config import SessionConfig
 from vstream.ui.studio import Studio
 
 pytestmark = [pytest.mark.slow, pytest.mark.browser]
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-FLAGS = [
-    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"),
-    *("--disable-component-update", "--disable-sync"),
-    *("--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"),
-]
 NUM_WORDS = 60
 EVIL = "<img src=x onerror=\"document.title='broken'\"> <b>bold</b> [link](https://example.org) ![x](https://example.org/x.png)"
-
-
-def missing() -> str:
-    """Why there is no browser to test with; empty if there is one."""
-    try:
-        import playwright.sync_api  # noqa: F401
-    except ImportError:
-        return "playwright is not installed"
-    return "" if CHROMIUM else "chromium is not installed"
-
-
-def write_y4m(path: Path, seconds: int = 8, fps: int = 5, width: int = 320, height: int = 240) -> Path:
-    """An uncompressed video of a world, which Chromium plays as its camera."""
-    world = make_world(3, 30, side=height)
-    left = (width - height) // 2
-    with path.open("wb") as file:
-        file.write(f"YUV4MPEG2 W{width} H{height} F{fps}:1 Ip A1:1 C420jpeg\n".encode())
-        for index in range(seconds * fps):
-            rgb = np.zeros((3, height, width), np.float32)
-            rgb[:, :, left : left + height] = world.frame(index / fps)
-            r, g, b = rgb
-            luma = 0.299 * r + 0.587 * g + 0.114 * b
-            chroma = ((b - luma) / 1.772 + 128, (r - luma) / 1.402 + 128)
-            planes = (luma, *(plane[::2, ::2] for plane in chroma))
-            file.write(b"FRAME\n" + b"".join(plane.clip(0, 255).astype(np.uint8).tobytes() for plane in planes))
-    return path
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    reason = missing()
-    if reason and os.environ.get("VSTREAM_REQUIRE_BROWSER") == "1":
-        pytest.fail(reason)
-    if reason:
-        pytest.skip(reason)
-    from playwright.sync_api import sync_playwright
-
-    camera = write_y4m(tmp_path_factory.mktemp("camera") / "camera.y4m")
-    with sync_playwright() as playwright:
-        flags = [*FLAGS, f"--use-file-for-fake-video-capture={camera}"]
-        launched = playwright.chromium.launch(executable_path=CHROMIUM, args=flags)
-        yield launched
-        launched.close()
 
 
 @pytest.fixture(scope="module")
@@ -104,75 +51,6 @@ def story(random_adapter: ModelAdapter) -> Iterator[ModelAdapter]:
 @pytest.fixture(scope="module")
 def studio(story: ModelAdapter) -> Studio:
     return Studio(story, SessionConfig(window_seconds=2, top_k=4), start_source="world:?seed=7&seconds=600&speed=4")
-
-
-@pytest.fixture(scope="module")
-def address(browser: Any, studio: Studio) -> Iterator[str]:
-    from vstream.ui.serve import serving
-
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    with serving(studio, port=port) as url:
-        yield url
-
-
-class Page:
-    """One browser tab with the page, and what its tests look at."""
-
-    def __init__(self, browser: Any, address: str, width: int = 1280, height: int = 900) -> None:
-        self.context = browser.new_context(viewport={"width": width, "height": height}, permissions=["camera"])
-        self.page = self.context.new_page()
-        self.foreign: list[str] = []
-        self.problems: list[str] = []
-        self.page.on("request", lambda r: None if r.url.startswith((address, "data:", "blob:")) else self.foreign.append(r.url))
-        self.page.on("pageerror", lambda error: self.problems.append(str(error)))
-        self.page.goto(address)
-        self.wait("#stage .vs-state-live, #stage .vs-state-closed, #notice .vs-notice")
-
-    def wait(self, selector: str, seconds: float = 30) -> Any:
-        return self.page.wait_for_selector(selector, timeout=1000 * seconds)
-
-    def wait_text(self, selector: str, text: str, seconds: float = 30) -> None:
-        self.page.wait_for_function(
-            "([s, t]) => (document.querySelector(s)?.innerText || '').includes(t)", arg=[selector, text], timeout=1000 * seconds
-        )
-
-    def ask(self, question: str) -> None:
-        self.page.fill("#question textarea", question)
-        self.page.press("#question textarea", "Enter")
-
-    def tab(self, name: str) -> None:
-        tab = self.page.get_by_role("tab", name=name)
-        if not tab.count():  # a narrow page keeps its last tabs in a menu
-            self.page.locator(".overflow-menu > button:visible").first.click()
-            tab = self.page.locator(".overflow-dropdown button", has_text=name)
-        tab.click()
-
-    def text(self, selector: str) -> str:
-        return self.page.inner_text(selector)
-
-    def shoot(self, name: str) -> None:
-        folder = os.environ.get("VSTREAM_SCREENSHOTS")
-        if folder:
-            self.page.screenshot(path=Path(folder) / f"{name}.png")
-
-    @property
-    def overflow(self) -> int:
-        """Pixels by which the page is wider than its window."""
-        return self.page.evaluate("document.documentElement.scrollWidth - window.innerWidth")
-
-    def close(self) -> None:
-        self.context.close()
-        assert not self.foreign, "the page asks nobody but its own server"
-        assert not self.problems
-
-
-@pytest.fixture
-def page(browser: Any, address: str) -> Iterator[Page]:
-    opened = Page(browser, address)
-    yield opened
-    opened.close()
 
 
 def test_demo_answers_with_evidence_that_seeks(page: Page) -> None:
@@ -344,13 +222,8 @@ def test_too_many_pages_are_told_so(
 
 
 def test_a_token_is_asked_for(browser: Any, studio: Studio, address: str) -> None:
-    """Without the token there is no page; `serving` with one asks for it."""
-    from vstream.ui.serve import serving
-
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    with serving(Studio(studio.adapter, studio.config, start_source=None), port=port, token="open sesame") as url:
+    """Without the token there is no page; `served` with one asks for it."""
+    with served(Studio(studio.adapter, studio.config, start_source=None), token="open sesame") as url:
         context = browser.new_context()
         guarded = context.new_page()
         guarded.goto(url)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import socket
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from test_app_browser import Page, browser  # noqa: F401  # a fixture
+from browser_page import Page, address, browser, page  # noqa: F401  # fixtures
 
 from data.world import make_world
 from memory.manifest import MANIFEST
@@ -52,24 +50,6 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def studio(browser: Any, library: Path) -> Studio:
     return Studio(load_adapter("embedded"), CONFIG, start_source=LIVE, folder=library)
-
-
-@pytest.fixture(scope="module")
-def address(studio: Studio) -> Iterator[str]:
-    from vstream.ui.serve import serving
-
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    with serving(studio, port=port) as url:
-        yield url
-
-
-@pytest.fixture
-def page(browser: Any, address: str) -> Iterator[Page]:
-    opened = Page(browser, address)
-    yield opened
-    opened.close()
 
 
 def choose(page: Page, words: str) -> str:

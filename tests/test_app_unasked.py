@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import http.client
 import json
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,6 +15,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from browser_page import served
 from test_watches import Receiver, receiver  # noqa: F401  # a fixture
 
 from data.frames import Frame
@@ -204,8 +204,6 @@ def test_alerts_come_as_events(studio: Studio) -> None:
 
 def test_events_are_served_to_who_may_have_them(studio: Studio) -> None:
     pytest.importorskip("gradio")
-    from vstream.ui.serve import serving
-
     studio.open("c")
 
     def get(address: str, path: str, **headers: str) -> tuple[int, str]:
@@ -216,10 +214,7 @@ def test_events_are_served_to_who_may_have_them(studio: Studio) -> None:
         connection.close()
         return reply.status, first
 
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    with serving(studio, port=port, token="a long token") as url:
+    with served(studio, token="a long token") as url:
         address = url.removeprefix("http://").rstrip("/")
         assert get(address, "/alerts/c")[0] == 401
         assert get(address, "/alerts/none", Authorization="Bearer a long token")[0] == 404

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import socket
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from test_app_browser import Page, browser  # noqa: F401  # a fixture
+from browser_page import Page, address, browser  # noqa: F401  # fixtures
 
 from data.questions import comment_at
 from data.sources import FileSource
@@ -27,17 +25,6 @@ SEED, SECONDS = 12, 600
 def studio() -> Studio:
     config = SessionConfig(max_new_tokens=12)
     return Studio(load_adapter("embedded"), config, start_source=f"world:?seed={SEED}&seconds={SECONDS}&speed=1")
-
-
-@pytest.fixture(scope="module")
-def address(browser: Any, studio: Studio) -> Iterator[str]:
-    from vstream.ui.serve import serving
-
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    with serving(studio, port=port) as url:
-        yield url
 
 
 def test_commentary_two_watches_and_a_question_at_once(browser: Any, address: str, studio: Studio) -> None:
