@@ -76,18 +76,32 @@ class Database:
             return self._reads.execute(sql, values).fetchall()
 
     def _connected(self, read_only: bool) -> sqlite3.Connection:
-        mode = "ro" if read_only else "rw"
-        # Nobody writes into a folder that cannot be written: then the file is read as it is, without a log beside it.
-        if read_only and not os.access(self.folder, os.W_OK) and not self.path.with_name(f"{self.path.name}-wal").exists():
-            mode = "ro&immutable=1"
-        uri = f"file:{quote(str(self.path.resolve()))}?mode={mode}"
-        # Damage may leave bytes that are no text; the checksums find it, decoding must not stumble over it.
-        db = sqlite3.connect(uri, uri=True, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
-        db.text_factory = lambda content: content.decode("utf-8", "replace")
         if not read_only:
+            db = self._opened("rw")
             db.execute("PRAGMA journal_mode = WAL")
             db.execute("PRAGMA synchronous = FULL")
             db.execute("PRAGMA secure_delete = ON")
+            return db
+        log = self.path.with_name(f"{self.path.name}-wal")
+        # Nobody writes into a folder that cannot be written: then the file is read as it is, without a log beside it.
+        if not os.access(self.folder, os.W_OK) and not log.exists():
+            return self._opened("ro&immutable=1")
+        db = self._opened("ro")
+        try:
+            db.execute("PRAGMA schema_version")
+        except sqlite3.OperationalError:
+            # On a full disk there is no room for the index of the log. Where there is no log, it is not needed.
+            if log.exists() and log.stat().st_size:
+                raise
+            db.close()
+            db = self._opened("ro&immutable=1")
+        return db
+
+    def _opened(self, mode: str) -> sqlite3.Connection:
+        uri = f"file:{quote(str(self.path.resolve()))}?mode={mode}"
+        db = sqlite3.connect(uri, uri=True, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+        # Damage may leave bytes that are no text; the checksums find it, decoding must not stumble over it.
+        db.text_factory = lambda content: content.decode("utf-8", "replace")
         return db
 
     @contextmanager

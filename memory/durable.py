@@ -161,8 +161,10 @@ class DurableBank(MemoryBank):
         super().check_integrity()
         with self._lock:
             assert not self._absent & set(self._tiers.entries), "a damaged chunk is in a cache"
+            # In this order: the writer may commit between the two, and numbers only grow.
+            segments = self.memory.manifest.segments()
             number = self.memory.manifest.number("next_segment")
-            assert all(segment < number for segment in self.memory.manifest.segments()), "a segment has a number to come"
+            assert all(segment < number for segment in segments), "a segment has a number to come"
 
     def close(self) -> None:
         if self.writer is not None:
