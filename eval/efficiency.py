@@ -45,13 +45,14 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     """Measure and print; returns the result as JSON-ready values."""
     config = chosen_settings(args)
     before = resident_bytes()
-    adapter = chosen_model(args).load(config.gpu_bytes)
+    choice = chosen_model(args)
+    adapter = choice.load(config.gpu_bytes)
     loaded = resident_bytes()
     result: dict[str, Any] = {"rss_bytes": {"before_model": before, "with_model": loaded}}
     print(f"efficiency: {hardware_words()}\n")
     if adapter.info.name.startswith(RANDOM):
         # Weights that mean nothing have no session worth timing; trained ones end an answer before a step can be timed.
-        result["model"] = measure(adapter, args.rounds, args.side)
+        result["model"] = measure(adapter, args.rounds, args.side, choice.compile_step)
         print_speed(result["model"], adapter.info.name)
         write_json(args.json, "efficiency", result)
         return result

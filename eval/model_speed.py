@@ -42,7 +42,7 @@ class Bench:
         return context
 
     def steps(self) -> Iterator[str]:
-        return self.adapter.generate(self.context.fork(), self.adapter.question_run(QUESTION), NUM_STEPS + 1)
+        return self.adapter.generate(self.context.fork(), self.adapter.question_run(QUESTION), NUM_STEPS + 2)
 
     def seconds(self, work: Callable[[], object]) -> float:
         """On a CPU the processor's time per thread, which other programs on the machine do not stretch."""
@@ -56,9 +56,13 @@ class Bench:
         torch.accelerator.synchronize(self.adapter.device)
         return time.perf_counter() - start
 
-    def step_seconds(self) -> float:
-        """Median time of one decoded token, after the first."""
+    def step_seconds(self, asked: str) -> float:
+        """Median time of one decoded token, after the first two: with the second, a graph is made or taken up.
+
+        asked: see `ModelAdapter.compile_steps`."""
+        self.adapter.compile_steps(asked)
         stream = self.steps()
+        next(stream, None)
         next(stream, None)
         return median([self.seconds(lambda: next(stream, None)) for _ in range(NUM_STEPS)])
 
@@ -71,8 +75,9 @@ def flops(work: Callable[[], object]) -> int:
 
 
 @torch.inference_mode()
-def measure(adapter: ModelAdapter, rounds: int = 5, side: int = SIDE) -> dict[str, Any]:
-    """Figures and limits. *_flops: per call. bytes_per_step: weights and KV that one decoded token has to read."""
+def measure(adapter: ModelAdapter, rounds: int = 5, side: int = SIDE, compile_step: str = "auto") -> dict[str, Any]:
+    """Figures and limits. *_flops: per call. bytes_per_step: weights and KV that one decoded token has to read.
+    graph_step_seconds: of a token that is decoded by graphs, None where compile_step makes none."""
     bench = Bench(adapter, side)
     big = adapter.device.type == "cuda"
     left = torch.randn(*(2 * [8192 if big else 1024]), device=adapter.device).to(adapter.info.dtype)
@@ -83,8 +88,10 @@ def measure(adapter: ModelAdapter, rounds: int = 5, side: int = SIDE) -> dict[st
         "encode": lambda: bench.seconds(lambda: adapter.embed(bench.picture)),
         "prefill": lambda: bench.seconds(bench.prefilled),
         "read": lambda: bench.seconds(lambda: wide @ vector),
-        "decode": bench.step_seconds,
+        "decode": lambda: bench.step_seconds("off"),
     }
+    if adapter.compile_steps(compile_step) != adapter.compile_steps("off"):
+        work["graphs"] = lambda: bench.step_seconds(compile_step)
     found: dict[str, list[float]] = {name: [] for name in work}
     for _ in range(rounds + 1):
         for name, timed in work.items():
@@ -92,7 +99,9 @@ def measure(adapter: ModelAdapter, rounds: int = 5, side: int = SIDE) -> dict[st
     # The first round pays for what is set up once.
     best = {name: min(values[1:]) for name, values in found.items()}
     usual = {name: median(values[1:]) for name, values in found.items()}
+    adapter.compile_steps("off")
     stream = bench.steps()
+    next(stream, None)
     next(stream, None)
     step = flops(lambda: list(stream))
     kv_bytes = adapter.info.kv_bytes_per_token * bench.context.num_tokens
@@ -111,6 +120,8 @@ def measure(adapter: ModelAdapter, rounds: int = 5, side: int = SIDE) -> dict[st
         "encode_seconds": usual["encode"],
         "prefill_seconds": usual["prefill"],
         "step_seconds": usual["decode"],
+        "graph_step_seconds": usual.get("graphs"),
+        "decoding": adapter.compile_steps(compile_step),
         "rounds": rounds,
     }
 
@@ -118,10 +129,12 @@ def measure(adapter: ModelAdapter, rounds: int = 5, side: int = SIDE) -> dict[st
 def print_speed(found: dict[str, Any], name: str) -> None:
     peak, read = found["peak_flops_per_second"], found["peak_bytes_per_second"]
     rows = []
+    by_graphs = found["graph_step_seconds"]
     for words, amount, seconds, needed, limit in (
         ("encode, frames/s", found["num_frames"], found["encode_seconds"], found["encode_flops"], peak),
         ("prefill, tokens/s", found["num_tokens"], found["prefill_seconds"], found["prefill_flops"], peak),
         ("decode, tokens/s", 1, found["step_seconds"], found["bytes_per_step"], read),
+        *([(f"… {found['decoding']}", 1, by_graphs, found["bytes_per_step"], read)] if by_graphs else []),
     ):
         most = amount * limit / needed
         rows.append([words, f"{amount / seconds:.1f}", f"{most:.1f}", f"{100 * amount / seconds / most:.0f} %"])

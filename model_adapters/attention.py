@@ -19,10 +19,10 @@ NAME = "causal_lower_right"
 class Looked:
     """Where the last query of each forward looked, summed over layers and heads; handed to the language model as `looked`.
 
-    num_tokens: of the context, from its start, that are watched.
+    num_tokens: of the context, from its start, that are watched; None: all.
     """
 
-    def __init__(self, num_tokens: int) -> None:
+    def __init__(self, num_tokens: int | None = None) -> None:
         self.num_tokens = num_tokens
         self._rows: dict[torch.device, torch.Tensor] = {}
 
@@ -34,6 +34,10 @@ class Looked:
             self._rows[row.device] = row
         else:
             held += row
+
+    def row(self, device: torch.device) -> torch.Tensor:
+        """float32 [num_tokens]: what the layers on one device have added, in the tensor that they add to."""
+        return self._rows[device]
 
     def total(self, device: torch.device) -> torch.Tensor | None:
         """float32 [num_tokens] over all forwards so far, on `device`; None where none went through `attend`."""

@@ -148,6 +148,11 @@ class ModelAdapter(ABC):
     """Frames that make one temporal slot."""
 
     @abstractmethod
+    def compile_steps(self, asked: str) -> str:
+        """Decode tokens by graphs from now on: `auto` where there is CUDA, `on` everywhere, `off` nowhere. Returns in words how
+        it is done. What cannot be made a graph is decoded as without one, and that is logged."""
+
+    @abstractmethod
     def picture(self, chunk: Chunk) -> torch.Tensor:
         """The chunk's frames resized for the tower: uint8 [T, 3, h, w], T a multiple of `frames_per_slot`."""
 

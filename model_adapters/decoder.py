@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from model_adapters.cache import BufferContext
 from model_adapters.devices import device_of
 from model_adapters.placement import Cursor, Packed, Placement
 from model_adapters.rope import rotate
+from model_adapters.steps import Steps
 from model_adapters.tap import Tap
 from model_adapters.typed import plain_pieces, structure_pattern
 
@@ -40,8 +42,20 @@ class DecoderAdapter(ModelAdapter):
         self.placement: Placement = Packed()
         self.tap = Tap(language.layers, info.head_dim, self.device)
         self.structure = structure_pattern(tokenizer)
+        self._steps: dict[str, Steps] = {}
+        self.compile_steps("off")
         eos = model.generation_config.eos_token_id
         self.stop_ids = {tokenizer.eos_token_id, *(eos if isinstance(eos, list) else [eos])} - {None}
+
+    @property
+    def is_spread(self) -> bool:
+        """Whether parts of the model compute or wait on several devices, and hooks move what is between them."""
+        return any(weights.device != self.device for weights in self.model.parameters())
+
+    def compile_steps(self, asked: str) -> str:
+        # Kept under what was asked for: graphs that are made serve again.
+        self.steps = self._steps.setdefault(asked, Steps(self, asked))
+        return self.steps.words
 
     @abstractmethod
     def sink_run(self) -> TokenRun: ...
@@ -207,27 +221,48 @@ class DecoderAdapter(ModelAdapter):
         seed: int = 0,
         trace: AttentionTrace | None = None,
     ) -> Iterator[str]:
-        looked = None if trace is None else Looked(context.num_tokens)
         warpers = LogitsProcessorList([TemperatureLogitsWarper(temperature)] if temperature > 0 else [])
         generator = torch.Generator(device=self.device).manual_seed(seed) if temperature > 0 else None
-        origin = torch.zeros(self.info.num_position_axes, 1, dtype=torch.long, device=self.device)
         written: list[int] = []
-        for _ in range(max_new_tokens):
+        decoded = self._decoded(context, run, trace)
+        scores = next(decoded)
+        with closing(decoded):
+            while len(written) < max_new_tokens:
+                if temperature > 0:
+                    ids = torch.tensor([written], dtype=torch.long, device=self.device)
+                    scores = warpers(ids, scores)  # type: ignore[arg-type]
+                    chosen = torch.multinomial(scores.softmax(-1), 1, generator=generator)[0]
+                else:
+                    chosen = scores.argmax(-1)
+                token = int(chosen)
+                if token in self.stop_ids:
+                    return
+                written.append(token)
+                yield self.tokenizer.decode(written, skip_special_tokens=True)
+                if len(written) < max_new_tokens:
+                    # The token never leaves the device on its way into the next step.
+                    scores = decoded.send(chosen)
+
+    def _decoded(
+        self, context: KVContext, run: TokenRun, trace: AttentionTrace | None
+    ) -> Generator[torch.Tensor, torch.Tensor, None]:
+        """float32 logits [1, vocabulary] behind the context and `run`, then behind each token, int64 [1], that is sent.
+
+        What is sent joins the context, at the latest when this is closed."""
+        assert isinstance(context, BufferContext)
+        looked = None if trace is None else Looked(context.num_tokens)
+        while True:
             scores = self._scores(self._forward(context, run, looked=looked)[-1:])
             if trace is not None and looked is not None:
                 trace.weights = looked.total(self.device)
-            if temperature > 0:
-                ids = torch.tensor([written], dtype=torch.long, device=self.device)
-                scores = warpers(ids, scores)  # type: ignore[arg-type]
-                chosen = torch.multinomial(scores.softmax(-1), 1, generator=generator)[0]
-            else:
-                chosen = scores.argmax(-1)
-            token = int(chosen)
-            if token in self.stop_ids:
-                return
-            written.append(token)
-            yield self.tokenizer.decode(written, skip_special_tokens=True)
-            # The token never leaves the device on its way into the next step.
+            chosen = yield scores
+            while True:
+                with self.steps.lent(context, trace) as step:
+                    while step is not None and not step.is_full:
+                        chosen = yield step(chosen, trace)
+                if step is None:
+                    break
+            origin = torch.zeros(self.info.num_position_axes, 1, dtype=torch.long, device=self.device)
             run = TokenRun(self.model.get_input_embeddings()(chosen), origin, 1, chosen == self.video_id)
 
 

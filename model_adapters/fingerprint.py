@@ -8,11 +8,11 @@ from pathlib import Path
 SAMPLE_BYTES = 1 << 20
 
 
-def fingerprint(folder: Path) -> str:
+def fingerprint(folder: Path, max_pixels: int | None = None) -> str:
     """Hex digest over config, processor configuration, tokenizer and the weights' sizes, heads and tails.
 
     Whole weight files are not read: a safetensors header names every tensor, and its first and last megabyte tell
-    checkpoints of one shape apart.
+    checkpoints of one shape apart. max_pixels: area of a frame, where it is not the checkpoint's own.
     """
     digest = hashlib.sha256()
     for name in ("config.json", "preprocessor_config.json", "tokenizer.json"):
@@ -29,4 +29,4 @@ def fingerprint(folder: Path) -> str:
             digest.update(file.read(SAMPLE_BYTES))
             file.seek(max(0, size - SAMPLE_BYTES))
             digest.update(file.read(SAMPLE_BYTES))
-    return digest.hexdigest()[:16]
+    return digest.hexdigest()[:16] + ("" if max_pixels is None else f"-{max_pixels}")

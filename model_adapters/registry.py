@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from data.errors import AdapterError
 from model_adapters.base import ModelAdapter
 from model_adapters.budget import Budget, estimate, gib
+from model_adapters.fingerprint import fingerprint
 from model_adapters.loading import EMBEDDED, Checkpoint, find_checkpoint
 from model_adapters.presets import Preset, preset_for
 
@@ -20,11 +21,13 @@ __all__ = [
     "EMBEDDED",
     "FAMILIES",
     "RANDOM",
+    "STEPS",
     "Budget",
     "Preset",
     "gib",
     "load_adapter",
     "memory_needed",
+    "model_fingerprint",
     "preset_for",
 ]
 
@@ -47,6 +50,8 @@ RANDOM = "random:"
 SPLITS = ("auto", "balanced", "balanced_low_0", "sequential")
 """Device maps that accelerate makes."""
 DTYPES = ("auto", "bfloat16", "float16", "float32", "float64")
+STEPS = ("auto", "on", "off")
+"""Whether tokens are decoded by graphs: see `ModelAdapter.compile_steps`."""
 
 
 def load_adapter(
@@ -59,6 +64,7 @@ def load_adapter(
     revision: str | None = None,
     max_pixels: int | None = None,
     kv_bytes: int = 0,
+    compile_step: str = "auto",
 ) -> ModelAdapter:
     """Load a model by the name `embedded`, a local folder, a hub id, or `random:SHAPE` (see `random_weights`).
 
@@ -67,7 +73,7 @@ def load_adapter(
     device, over GPUs, RAM and disk. attn_implementation: of transformers, for
     the text model; default: our own mask-free causal attention over sdpa. revision: branch, tag or commit of a hub id.
     max_pixels: area of a frame, for families whose frames have no fixed size; default: the checkpoint's own. kv_bytes:
-    memory that will be wanted for chunks on the device.
+    memory that will be wanted for chunks on the device. compile_step: one of STEPS.
     Raises AdapterError with one line that says what was wrong and what to do.
     """
     from jinja2 import TemplateError
@@ -75,6 +81,8 @@ def load_adapter(
 
     if device is not None and device_map is not None:
         raise AdapterError(f"device {device!r} and device map {device_map!r} are both given; give one")
+    if compile_step not in STEPS:
+        raise AdapterError(f"compile_step is {compile_step!r}; choose one of {', '.join(STEPS)}")
     placement = _placement(device_map or device)
     wanted = _dtype(dtype, placement)
     if name_or_path.startswith(RANDOM):
@@ -82,17 +90,23 @@ def load_adapter(
             raise AdapterError(f"{name_or_path} is made on one device, not by the device map {placement!r}; give a device")
         from model_adapters.random_weights import load_random
 
-        return load_random(name_or_path, wanted, placement)
+        made = load_random(name_or_path, wanted, placement)
+        made.compile_steps(compile_step)
+        return made
     checkpoint = find_checkpoint(name_or_path, FAMILIES, revision)
     _budget(checkpoint, wanted, placement).check(kv_bytes)
     module, adapter = FAMILIES[checkpoint.family]
     options: dict[str, Any] = {"dtype": wanted or "auto", "device_map": placement}
     options |= {"attn_implementation": attn_implementation, "max_pixels": max_pixels}
     try:
-        return getattr(importlib.import_module(module), adapter).load(name_or_path, checkpoint.folder, **options)
+        loaded: ModelAdapter = getattr(importlib.import_module(module), adapter).load(
+            name_or_path, checkpoint.folder, **options
+        )
     except (OSError, ImportError, ValueError, KeyError, RuntimeError, SafetensorError, TemplateError) as error:
         reason = " ".join(str(error).split())[:200]
         raise AdapterError(f"{name_or_path} cannot be loaded: {reason}") from error
+    loaded.compile_steps(compile_step)
+    return loaded
 
 
 def memory_needed(
@@ -105,6 +119,24 @@ def memory_needed(
     """What a model takes, without loading it. Arguments and errors as for `load_adapter`."""
     placement = _placement(device_map)
     return _budget(find_checkpoint(name_or_path, FAMILIES, revision), _dtype(dtype, placement), placement)
+
+
+def model_fingerprint(
+    name_or_path: str,
+    *,
+    dtype: torch.dtype | str | None = None,
+    device_map: str | Mapping[str, Any] | None = None,
+    revision: str | None = None,
+    max_pixels: int | None = None,
+) -> str:
+    """The `ModelInfo.fingerprint` that a model will have, without loading it. Arguments and errors as for `load_adapter`."""
+    if name_or_path.startswith(RANDOM):
+        return name_or_path
+    placement = _placement(device_map)
+    checkpoint = find_checkpoint(name_or_path, FAMILIES, revision)
+    # Weights are part of it, and are fetched only where they fit.
+    _budget(checkpoint, _dtype(dtype, placement), placement)
+    return fingerprint(checkpoint.folder, max_pixels)
 
 
 def _budget(checkpoint: Checkpoint, dtype: torch.dtype | None, placement: str | Mapping[str, Any]) -> Budget:

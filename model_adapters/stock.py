@@ -145,10 +145,10 @@ class StockAdapter(DecoderAdapter):
             raise AdapterError(
                 f"the tokenizer of {name} lacks the special token {missing[0]}; use the checkpoint's own tokenizer"
             )
-        spec, print_ = cls.read_pixels(folder), fingerprint(folder)
+        spec = cls.read_pixels(folder)
         if max_pixels is not None:
-            spec, print_ = limited(name, spec, max_pixels), f"{print_}-{max_pixels}"
-        return cls(model, tokenizer, spec, name, print_)
+            spec = limited(name, spec, max_pixels)
+        return cls(model, tokenizer, spec, name, fingerprint(folder, max_pixels))
 
     @classmethod
     def read_pixels(cls, folder: Path) -> Any:

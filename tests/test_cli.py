@@ -166,7 +166,7 @@ def test_doctor_says_what_works(random_folder, tmp_path, capsys) -> None:
     model = next(line for line in lines if " model " in line)
     assert model.startswith("ok") and "qwen3_vl, 3 layers" in model
     assert any(line.startswith("ok  torch") for line in lines)
-    assert code_of(["doctor", "--model", str(tmp_path)]) == 0
+    assert code_of(["doctor", "--model", str(tmp_path)]) == 2
     assert any(line.startswith("--  model") and "config.json" in line for line in capsys.readouterr().out.splitlines())
 
 

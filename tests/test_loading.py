@@ -334,6 +334,6 @@ def test_doctor_tells_what_a_model_costs(folder, capsys) -> None:
     retriever.add(ChunkKV(0, torch.zeros(3, 2, 5, 24), torch.zeros(3, 2, 5, 24), torch.zeros(3, 5).long(), 5, 0.0, 1.0))
     assert rows["index holds"].startswith(f"{2**30 / retriever.index.num_ram_bytes / 3600:.1f} h in 1.0 GiB")
     cut(-1)(folder / SINGLE)
-    assert main(["doctor", "--model", str(folder)]) == 0
+    assert main(["doctor", "--model", str(folder)]) == 2
     (line,) = [line for line in capsys.readouterr().out.splitlines() if " model " in line]
     assert line.startswith("--") and "torn" in line

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -43,10 +43,11 @@ class Job:
     folder: Path | None = None
     allow_private_hosts: bool = False
 
-    @property
+    @cached_property
     def hash(self) -> str:
-        """Tells answers of different models and settings apart."""
-        return hashlib.sha256(json.dumps([asdict(self.model), asdict(self.config)]).encode()).hexdigest()[:12]
+        """Tells answers of different models and settings apart; a model by what it is, not by its name. Raises AdapterError."""
+        identity = [self.model.fingerprint(), self.model.dtype, asdict(self.config)]
+        return hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:12]
 
 
 def run(questions: Path, out: Path, job: Job, workers: int = 1, limit: int | None = None) -> tuple[int, int]:
@@ -68,7 +69,7 @@ def run(questions: Path, out: Path, job: Job, workers: int = 1, limit: int | Non
     if out.exists():
         # Without the torn line that a stopped run may have left: what is appended now must begin a line.
         _replace(out, done.values())
-    if open_rows and workers == 1:
+    if open_rows:
         _adapter(job.model, job.config.gpu_bytes)  # a model that cannot be loaded is no fault of the rows
     with Progress("answering", len(rows), "rows") as progress, _appending(out) as file:
         for answer in _answers(open_rows, job, workers):
@@ -177,6 +178,8 @@ def _answers(rows: list[Row], job: Job, workers: int) -> Iterator[Row]:
         for video, asked in videos.items():
             yield from answer_video(video, asked, job)
         return
+    # It could be loaded, and that is all that this process needs to know of it.
+    _adapter.cache_clear()
     with ProcessPoolExecutor(min(workers, len(videos)), mp_context=get_context("spawn")) as pool:
         futures = [pool.submit(_answered_video, video, asked, job) for video, asked in videos.items()]
         for future in as_completed(futures):

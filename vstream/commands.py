@@ -14,7 +14,7 @@ from data.sources.doctor import check
 from memory import open_memory
 from vstream import batch as batch_
 from vstream.answer import Answer, answer_fields, checked_question
-from vstream.config import SessionConfig
+from vstream.config import USAGE_ERROR, SessionConfig
 from vstream.model_report import model_rows
 from vstream.models import chosen_model, chosen_settings
 from vstream.progress import Progress
@@ -132,4 +132,7 @@ def doctor(args: argparse.Namespace) -> int:
     rows += model_rows(chosen_model(args), chosen_settings(args))
     for name, works, detail in rows:
         print(f"{'ok ' if works else '-- '} {name:<18} {detail}")
-    return 0
+    unusable = [detail for name, works, detail in rows if name == "model" and not works]
+    for detail in unusable:
+        sys.stderr.write(f"vstream doctor: {detail}\n")
+    return USAGE_ERROR if unusable else 0

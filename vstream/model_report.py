@@ -34,6 +34,7 @@ def model_rows(choice: ModelChoice, config: SessionConfig) -> list[Row]:
     except AdapterError as error:
         return [*rows, ("model", False, str(error))]
     rows.insert(0, ("model", True, describe(adapter)))
+    rows.append(("decoding", True, adapter.compile_steps(choice.compile_step)))
     visual, text = chunk_tokens(adapter, config)
     kept = [text + visual * (1 - ratio) for ratio in DROP_RATIOS]
     hourly = [adapter.info.kv_bytes_per_token * tokens * 3600 / config.chunk_seconds for tokens in kept]

@@ -9,7 +9,17 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from model_adapters.base import ModelAdapter
-from model_adapters.registry import DTYPES, EMBEDDED, Budget, Preset, load_adapter, memory_needed, preset_for
+from model_adapters.registry import (
+    DTYPES,
+    EMBEDDED,
+    STEPS,
+    Budget,
+    Preset,
+    load_adapter,
+    memory_needed,
+    model_fingerprint,
+    preset_for,
+)
 from vstream.config import SessionConfig, from_flags
 
 
@@ -22,16 +32,22 @@ class ModelChoice:
     device_map: str | None = None
     revision: str | None = None
     max_pixels: int | None = None
+    compile_step: str = "auto"
 
     def load(self, kv_bytes: int = 0) -> ModelAdapter:
         """Raises AdapterError. kv_bytes: what the session may store on the device."""
-        return load_adapter(self.model, **self._options(), max_pixels=self.max_pixels, kv_bytes=kv_bytes)
+        more: dict[str, Any] = {"max_pixels": self.max_pixels, "compile_step": self.compile_step}
+        return load_adapter(self.model, **self._options(), **more, kv_bytes=kv_bytes)
 
     def needs(self) -> Budget:
         """What it takes in memory, told without loading it. Raises AdapterError."""
         return memory_needed(self.model, **self._options())
 
-    def _options(self) -> dict[str, str | None]:
+    def fingerprint(self) -> str:
+        """Its identity, told without loading it. Raises AdapterError."""
+        return model_fingerprint(self.model, **self._options(), max_pixels=self.max_pixels)
+
+    def _options(self) -> dict[str, Any]:
         return {"dtype": self.dtype, "device_map": self.device_map, "revision": self.revision}
 
 
@@ -42,6 +58,8 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device-map", metavar="MAP", help="cpu, cuda, cuda:1, or auto to spread over what is there")
     parser.add_argument("--revision", help="branch, tag or commit of a hub id; default: main")
     parser.add_argument("--max-pixels", type=int, metavar="AREA", help="of a frame as the model sees it; default: its own")
+    steps = "decode by graphs; auto (default): CUDA graphs where there is CUDA; on: else by torch.compile, no gain on a CPU"
+    parser.add_argument("--compile-step", choices=STEPS, default="auto", help=steps)
 
 
 def chosen_model(args: argparse.Namespace) -> ModelChoice:
