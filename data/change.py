@@ -37,13 +37,14 @@ class ChangeDetector:
     cell: float
     threshold: float
     reference: str = "last_kept"
-    _held: torch.Tensor | None = None
+    held: torch.Tensor | None = None
+    """The reference, uint8 [T, 3, h, w]."""
 
     def change(self, picture: torch.Tensor) -> torch.Tensor:
         """float32 [rows, columns]: change against the reference; all ones where there is none to compare with."""
-        if self._held is None or self._held.shape[1:] != picture.shape[1:]:
+        if self.held is None or self.held.shape[1:] != picture.shape[1:]:
             return torch.ones(num_cells(picture, self.cell), device=picture.device)
-        held, picture = _same_length(self._held, picture)
+        held, picture = _same_length(self.held, picture)
         return cell_change(picture, held, self.cell)
 
     def keep(self, picture: torch.Tensor, whole: bool = False) -> torch.Tensor:
@@ -55,15 +56,15 @@ class ChangeDetector:
 
     def update(self, picture: torch.Tensor, kept: torch.Tensor) -> None:
         """Remember `picture` [T, 3, h, w]: everywhere ("previous"), or in the `kept` cells only ("last_kept")."""
-        if self.reference == "previous" or self._held is None or self._held.shape[1:] != picture.shape[1:]:
-            self._held = picture.clone()
+        if self.reference == "previous" or self.held is None or self.held.shape[1:] != picture.shape[1:]:
+            self.held = picture.clone()
             return
-        held, picture = _same_length(self._held, picture)
+        held, picture = _same_length(self.held, picture)
         (rows, columns), (height, width) = kept.shape, picture.shape[-2:]
         down = torch.arange(height, device=kept.device) * rows // height
         across = torch.arange(width, device=kept.device) * columns // width
         pixels = kept[down][:, across]
-        self._held = torch.where(pixels, picture, held)
+        self.held = torch.where(pixels, picture, held)
 
 
 def _same_length(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -16,13 +16,14 @@ from memory.files import PRIVATE_FILE, locked, make_private
 from memory.identity import Identity
 from memory.manifest import MANIFEST
 from memory.opening import LOCK, NEW_MANIFEST, is_memory, is_torn, open_memory
+from memory.reference import REFERENCE
 from memory.rows import Gap, Sitting
 from memory.segment_file import segment_path
 from memory.stored import StoredMemory
 
 PIN = "pinned"
 """A memory with this file in it never gives way to others."""
-OWN_FILES = (LOCK, PIN, MANIFEST, f"{MANIFEST}-wal", f"{MANIFEST}-shm")
+OWN_FILES = (LOCK, PIN, REFERENCE, "reference.part", MANIFEST, f"{MANIFEST}-wal", f"{MANIFEST}-shm")
 OWN_PATTERNS = (
     "segment-*.safetensors",
     "segment-*.part",

@@ -18,6 +18,7 @@ from memory.codecs import decoded
 from memory.files import sync_folder
 from memory.labels import Origin, RowLabel, labels_of
 from memory.layout import PackedChunk, Packet, pack, unpack
+from memory.reference import forget_reference
 from memory.rows import ChunkRow, Gap
 from memory.segment_file import read_block, segment_path, write_segment
 from memory.stored_vectors import StoredVectors
@@ -51,6 +52,8 @@ def merge(memory: StoredMemory) -> bool:
 def forget(memory: StoredMemory, chunk_ids: Collection[int], gaps: Sequence[Gap]) -> None:
     """Really remove chunks: their KV, vectors, rows and thumbnails, from every file."""
     with memory.lock, memory.said():
+        # First: without it the stream goes on with a whole chunk, with it a picture would be left.
+        forget_reference(memory.folder)
         rewrite(memory, memory.manifest.segments_of(chunk_ids), set(chunk_ids), gaps)
         finish_forgetting(memory)
 

@@ -113,6 +113,11 @@ class WriteBehind:
             if self._pending:
                 logger.warning("%d chunks were not written to %s: %s", len(self._pending), self.memory.folder, self.error)
 
+    @property
+    def closed(self) -> bool:
+        """Whether nothing is taken any more."""
+        return self._closing or self._stopped
+
     def stats(self) -> dict[str, object]:
         with self._changed:
             return {
@@ -213,5 +218,5 @@ class WriteBehind:
         return self._span() <= self.lag_seconds or len(self._pending) <= 1 or self.error is not None or self._stopped
 
     def _check_alive(self) -> None:
-        if self._closing or self._stopped:
+        if self.closed:
             raise MemoryBankError(f"the memory {self.memory.folder} is no longer written; open it again")

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import logging
+import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from data.errors import MemoryBankError
+from memory import DurableBank
 from memory.base import Span
+from memory.files import Fault
 from memory.identity import Identity
 from memory.opening import is_memory, open_memory
-from memory.rows import Gap, Sitting
+from memory.reference import Reference, keep_reference
+from memory.rows import ChunkRow, Gap, Sitting
 from memory.stored import StoredMemory
+from memory.thinning import create_thinning
 from model_adapters.base import ModelInfo
 from vstream.config import SessionConfig
+
+logger = logging.getLogger(__name__)
 
 SCHEME = "memory:"
 SHAPING = ("fps", "chunk_seconds", "drop", "drop_threshold", "drop_target", "drop_reference", "key_every", "kv_codec")
@@ -24,6 +32,32 @@ SHAPING = ("fps", "chunk_seconds", "drop", "drop_threshold", "drop_target", "dro
 def identity_of(info: ModelInfo, config: SessionConfig) -> Identity:
     """Whose memory a session of this model and these settings makes."""
     return Identity.of(info, {name: getattr(config, name) for name in SHAPING})
+
+
+def opened_memory(folder: Path, info: ModelInfo, config: SessionConfig, read_only: bool, fault: Fault) -> StoredMemory:
+    """The memory in `folder` for a session of this model and these settings. MemoryBankError as `open_memory`."""
+    return open_memory(
+        folder,
+        identity_of(info, config),
+        write=not read_only,
+        disk_bytes=config.disk_bytes,
+        codec=config.kv_codec,
+        thinning=create_thinning(config.thinning),
+        fault=fault,
+    )
+
+
+def leave_off(bank: DurableBank, reference: Reference) -> None:
+    """A session over this bank ends: keep what the stream would go on with, if all of its chunks are on disk."""
+    if bank.writer is None or bank.writer.closed:
+        return
+    try:
+        bank.writer.flush()
+        newest = [row for row in bank.memory.manifest.newest(math.inf, 0.0) if isinstance(row, ChunkRow)]
+        if newest:
+            keep_reference(bank.memory, reference, newest[0].chunk_id)
+    except MemoryBankError as error:
+        logger.warning("%s; when it goes on, this stream begins with a whole chunk", error)
 
 
 def stored_settings(folder: Path | None) -> dict[str, Any]:

@@ -12,10 +12,11 @@ from types import TracebackType
 
 from data.errors import MemoryBankError, QuestionError
 from data.frames import PTS_TOLERANCE_SECONDS, Chunk, Chunker, Frame, sample
-from memory import Bank, DurableBank, MemoryBank, open_memory
+from memory import Bank, DurableBank, MemoryBank
 from memory.base import add_span
 from memory.files import Fault, no_fault
 from memory.records import Moment, PlainRecords, Records
+from memory.reference import reference_of
 from memory.stored import StoredMemory
 from memory.stored_records import StoredRecords
 from memory.thinning import create_thinning
@@ -27,7 +28,7 @@ from retrieval.restored import Restored
 from vstream.answer import Answer, Answerer, View, checked_question, is_text
 from vstream.config import SessionConfig
 from vstream.ingest import ChunkRecord, Ingest
-from vstream.remembered import Joined, identity_of, join, stored_settings
+from vstream.remembered import Joined, join, leave_off, opened_memory, stored_settings
 from vstream.stats import Stats
 from vstream.turns import Turns
 from vstream.unasked import Speaking, Unasked
@@ -68,15 +69,7 @@ class StreamSession(Speaking):
                 self.bank = MemoryBank(adapter.device, *budgets, folder, codec=c.kv_codec, thinning=thinning)
                 self.records = PlainRecords()
             else:
-                self.memory = open_memory(
-                    memory,
-                    identity_of(adapter.info, c),
-                    write=not read_only,
-                    disk_bytes=c.disk_bytes,
-                    codec=c.kv_codec,
-                    thinning=create_thinning(c.thinning),
-                    fault=fault,
-                )
+                self.memory = opened_memory(memory, adapter.info, c, read_only, fault)
                 opened.callback(self.memory.close)
                 self.bank = DurableBank(self.memory, adapter.device, c.gpu_bytes, c.ram_bytes, write=not read_only)
                 self.records = StoredRecords(self.memory.manifest)
@@ -114,6 +107,8 @@ class StreamSession(Speaking):
         if recent:
             start = recent[0].end_seconds - self.config.window_seconds - 1e-6
             self.ingest.restore(self.bank.get(sorted(r.chunk_id for r in recent if r.start_seconds >= start)))
+        if self.memory is not None and (left := reference_of(self.memory, self._last_id)) is not None:
+            self.ingest.drop.take_up(left)
 
     def join(self, label: str = "", key: str = "", place: str = "") -> Joined:
         """A source begins: how its times continue those of the memory. Without a memory they stay as they are.
@@ -130,6 +125,7 @@ class StreamSession(Speaking):
                 self._joined = join(self.memory, self.config.chunk_seconds, label, key, place, self._end)
                 if self._joined.gap is not None:
                     self.bank.gaps = add_span(self.bank.gaps, self._joined.gap)
+                    self.ingest.drop.clear()
             return self._joined
 
     @property
@@ -285,12 +281,15 @@ class StreamSession(Speaking):
             self.retriever.remove(ids)
             self.records.remove(ids)
             self.ingest.forget(ids)
+            self.ingest.drop.clear()
             self.chunker.discard(start_seconds, end_seconds)
         self.unasked.forget(start_seconds, end_seconds)
         return ids
 
     def close(self) -> None:
         """Free the memory; what waits to be written to disk is written. Idempotent."""
+        if isinstance(self.bank, DurableBank):
+            leave_off(self.bank, self.ingest.drop.leave())
         self.bank.close()
 
     def __enter__(self) -> StreamSession:

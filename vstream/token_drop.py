@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from data.change import ChangeDetector
+from memory.reference import Reference
 from model_adapters.base import VisualTokens
 from vstream.config import SessionConfig
 
@@ -38,6 +39,18 @@ class TokenDrop(ABC):
     def keep(self, picture: torch.Tensor, embed: Embed) -> Kept:
         """Decide on the next chunk. picture: uint8 [T, 3, h, w]; `embed` runs the tower, and is called only if needed."""
 
+    @abstractmethod
+    def leave(self) -> Reference:
+        """What it takes to go on where this one is, see `take_up`."""
+
+    @abstractmethod
+    def take_up(self, left: Reference) -> None:
+        """Go on where another one with the same settings was left."""
+
+    @abstractmethod
+    def clear(self) -> None:
+        """Forget what the next chunk would be compared with: it is kept whole. A threshold that was calibrated stays."""
+
     def peek(self, picture: torch.Tensor, embed: Embed) -> Kept:
         """What `keep` would keep, leaving the reference as it is."""
         return copy.deepcopy(self).keep(picture, embed)
@@ -49,6 +62,15 @@ class KeepAll(TokenDrop):
     def keep(self, picture: torch.Tensor, embed: Embed) -> Kept:
         visual = embed()
         return torch.ones(len(visual.embeds), dtype=torch.bool), visual
+
+    def leave(self) -> Reference:
+        return Reference()
+
+    def take_up(self, left: Reference) -> None:
+        pass
+
+    def clear(self) -> None:
+        pass
 
 
 class Threshold:
@@ -68,8 +90,37 @@ class Threshold:
             self.value = float(torch.cat(self._seen).quantile(self.target))
             self.target, self._seen = None, []
 
+    def leave(self) -> Reference:
+        seen = torch.cat(self._seen) if self._seen else torch.zeros(0)
+        about = {"threshold": self.value, "target": self.target, "seen": [len(one) for one in self._seen]}
+        return Reference({"seen": seen}, about)
 
-class PixelDrop(TokenDrop):
+    def take_up(self, left: Reference) -> None:
+        self.value, self.target = left.about["threshold"], left.about["target"]
+        self._seen = list(left.tensors["seen"].split(left.about["seen"])) if left.about["seen"] else []
+
+
+class Compared(TokenDrop):
+    """Compares with a reference: what both levels leave, and take up. `held` is the reference."""
+
+    threshold: Threshold
+    held: torch.Tensor | None
+    num_chunks = 0
+
+    def leave(self) -> Reference:
+        left = self.threshold.leave()
+        held = {} if self.held is None else {"held": self.held}
+        return Reference({**left.tensors, **held}, {**left.about, "num_chunks": self.num_chunks})
+
+    def take_up(self, left: Reference) -> None:
+        self.threshold.take_up(left)
+        self.held, self.num_chunks = left.tensors.get("held"), left.about["num_chunks"]
+
+    def clear(self) -> None:
+        self.held, self.num_chunks = None, 0
+
+
+class PixelDrop(Compared):
     """Drops cells whose pixels did not change, slot by slot, before the vision tower."""
 
     def __init__(self, cell: float, frames_per_slot: int, threshold: Threshold, reference: str, key_every: int) -> None:
@@ -77,55 +128,61 @@ class PixelDrop(TokenDrop):
         self.threshold = threshold
         self.key_every = key_every
         self.detector = ChangeDetector(cell, threshold.value, reference)
-        self._chunks = 0
+
+    @property
+    def held(self) -> torch.Tensor | None:
+        return self.detector.held
+
+    @held.setter
+    def held(self, picture: torch.Tensor | None) -> None:
+        self.detector.held = picture
 
     def keep(self, picture: torch.Tensor, embed: Embed) -> Kept:
-        whole = self._chunks % self.key_every == 0
+        whole = self.num_chunks % self.key_every == 0
         masks = []
         for slot in picture.split(self.frames_per_slot):
             change = self.detector.change(slot)
-            if self._chunks:
+            if self.num_chunks:
                 self.threshold.observe(change)
             kept = change > self.threshold.value
             if whole or kept.float().mean() >= SCENE_CUT:
                 kept = torch.ones_like(kept)
             self.detector.update(slot, kept)
             masks.append(kept.flatten())
-        self._chunks += 1
+        self.num_chunks += 1
         return _with_tokens(torch.cat(masks), embed)
 
 
-class FeatureDrop(TokenDrop):
+class FeatureDrop(Compared):
     """Drops merged tokens whose embedding did not turn. One slot's tokens are compared with the same cells' reference."""
 
     def __init__(self, threshold: Threshold, reference: str, key_every: int) -> None:
         self.threshold = threshold
         self.reference = reference
         self.key_every = key_every
-        self._held: torch.Tensor | None = None
-        self._chunks = 0
+        self.held: torch.Tensor | None = None
 
     def keep(self, picture: torch.Tensor, embed: Embed) -> Kept:
         visual = embed()
-        whole = self._chunks % self.key_every == 0
+        whole = self.num_chunks % self.key_every == 0
         masks = []
         for tokens in visual.embeds.float().split(visual.grid[1] * visual.grid[2]):
             change = self._change(tokens)
-            if self._chunks:
+            if self.num_chunks:
                 self.threshold.observe(change)
             kept = change > self.threshold.value
             if whole or kept.float().mean() >= SCENE_CUT:
                 kept = torch.ones_like(kept)
-            fresh = self.reference == "previous" or self._held is None or self._held.shape != tokens.shape
-            self._held = tokens if fresh else torch.where(kept[:, None], tokens, self._held)  # type: ignore[arg-type]
+            fresh = self.reference == "previous" or self.held is None or self.held.shape != tokens.shape
+            self.held = tokens if fresh else torch.where(kept[:, None], tokens, self.held)  # type: ignore[arg-type]
             masks.append(kept)
-        self._chunks += 1
+        self.num_chunks += 1
         return torch.cat(masks).cpu(), visual
 
     def _change(self, tokens: torch.Tensor) -> torch.Tensor:
-        if self._held is None or self._held.shape != tokens.shape:
+        if self.held is None or self.held.shape != tokens.shape:
             return torch.full((len(tokens),), 2.0, device=tokens.device)
-        return 1 - F.cosine_similarity(tokens, self._held, dim=-1)
+        return 1 - F.cosine_similarity(tokens, self.held, dim=-1)
 
 
 def _with_tokens(kept: torch.Tensor, embed: Embed) -> Kept:
