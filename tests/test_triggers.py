@@ -79,6 +79,9 @@ def test_scene_tiling_is_not_dulled_by_frequent_cuts() -> None:
     turns = np.cumsum([1.5 if i % 2 else 0.02 for i in range(80)])
     moments = [moment(i, feature=(math.cos(a), math.sin(a))) for i, a in enumerate(turns)]
     assert fired(SceneTiling(), moments) == [0, *range(1, 80, 2)]
+    small = np.cumsum([(0.65 if i % 16 == 15 else 1.5) if i % 2 else 0.02 for i in range(80)])
+    moments = [moment(i, feature=(math.cos(a), math.sin(a))) for i, a in enumerate(small)]
+    assert fired(SceneTiling(), moments) == [0, *range(1, 80, 2)], "nor is a small one lost among large ones"
 
 
 def test_scene_tiling_sees_a_cut_in_the_second_chunk_and_none_where_there_is_none() -> None:

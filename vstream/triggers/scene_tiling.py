@@ -19,7 +19,7 @@ DEVIATIONS = 0.5
 """A valley is this many standard deviations deeper than the mean depth, as published."""
 LEAST_DEPTH = 0.1
 """Shallower is no valley, however calm the stream is."""
-ENOUGH_DEPTH = 0.25
+ENOUGH_DEPTH = 0.15
 """Deeper is one, however restless it is: where events are frequent they are the mean, and would hide each other."""
 LEFT = 8
 """Chunks to the left among which the peak is sought. Climbing only while it goes up would hide the second of two valleys."""
