@@ -1,7 +1,9 @@
 """Does memory give back chunks as fast as this machine can copy them, and an answer from disk as fast as one from RAM?
 
-Every round does all of it by turns, since machines are noisy: a plain copy of as many bytes, a gather from RAM, one from disk
-with its pages in the system's cache, and one after they were put out of it. Medians and shares of the copy are what to quote.
+Every round does all of it by turns, since machines are noisy: a plain copy of as many bytes, the checksums over as many, and
+one gather into a destination that is there: from RAM, from disk with its pages in the system's cache, and after they were put
+out of it. Then the first token of an answer about a short stream, and of one with as much in its context.
+Medians and shares of the copy are what to quote.
 """
 
 from __future__ import annotations
@@ -10,25 +12,31 @@ import argparse
 import os
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from data.world import make_world
+from eval.random_memory import random_chunk
 from eval.report import hardware_words, table, write_json
 from eval.scoring import median
-from memory import MemoryBank
+from memory import Bank, MemoryBank
+from memory.layout import as_bytes, checksum
 from model_adapters.base import ChunkKV
-from vstream.answer import Answerer
+from retrieval.base import Retriever
+from retrieval.baselines import All
+from vstream.answer import Answerer, View
 from vstream.config import from_flags
 from vstream.models import chosen_model
 from vstream.session import StreamSession
 
 ROOM_BYTES = 2**34
 WORLD_SEED = 1_600_000
-WARM, COLD = "disk, warm", "disk, cold"
+RAM, WARM, COLD = "RAM", "disk, warm", "disk, cold"
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -46,6 +54,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         adapter = chosen_model(args).load(config.gpu_bytes)
         with StreamSession(adapter, config) as session:
             result["ttft_seconds"] = latencies(session, Path(folder) / "ask", args)
+        with StreamSession(adapter, config.replace(top_k=args.chunks)) as session:
+            result["large_ttft_seconds"] = large_latencies(session, Path(folder) / "large", args)
     result["kv_codec"] = config.kv_codec
     print_result(result, args)
     write_json(args.json, "reads", result)
@@ -62,22 +72,29 @@ def gathers(folder: Path, args: argparse.Namespace, codec: str) -> dict[str, dic
         keys, values = source.roll(number, dims=-1).unbind()
         chunks.append(ChunkKV(number, keys, values, positions, tokens, float(number), number + 1.0))
     wanted = [chunk.chunk_id for chunk in chunks[:: len(chunks) // args.chunks]][: args.chunks]
-    num_bytes = sum(chunks[i].num_bytes for i in wanted)
-    ram, disk = MemoryBank("cpu", 0, ROOM_BYTES, codec=codec), on_disk(folder, codec)
-    for chunk in chunks:
-        ram.put(chunk)
-        disk.put(chunk)
+    num_bytes = args.chunks * 2 * as_bytes(chunks[0].keys).numel()
     plain, target = torch.zeros(num_bytes, dtype=torch.uint8), torch.zeros(num_bytes, dtype=torch.uint8)
-    disk.get(wanted)
-    ways: dict[str, Callable[[], object]] = {
-        "plain copy": lambda: target.copy_(plain),
-        "RAM": lambda: ram.get(wanted),
-        WARM: lambda: disk.get(wanted),
-        COLD: lambda: disk.get(wanted),
-    }
-    seconds = by_turns(ways, args.rounds, folder)
-    ram.close()
-    disk.close()
+
+    def gather(bank: MemoryBank) -> None:
+        at = 0
+        for group in bank.stream(wanted):
+            for tensor in (tensor for chunk in group for tensor in (chunk.keys, chunk.values)):
+                target[at : at + tensor.numel() * tensor.element_size()] = as_bytes(tensor)
+                at += tensor.numel() * tensor.element_size()
+        assert at == num_bytes
+
+    with closing(MemoryBank("cpu", 0, ROOM_BYTES, codec=codec)) as ram, closing(on_disk(folder, codec)) as disk:
+        for chunk in chunks:
+            ram.put(chunk)
+            disk.put(chunk)
+        ways: dict[str, Callable[[], object]] = {
+            "plain copy": lambda: target.copy_(plain),
+            "checksums alone": lambda: [checksum("", piece) for piece in plain.chunk(args.chunks)],
+            RAM: lambda: gather(ram),
+            WARM: lambda: gather(disk),
+            COLD: lambda: gather(disk),
+        }
+        seconds = by_turns(ways, args.rounds, folder)
     copied = num_bytes / seconds["plain copy"]
     return {
         name: {"seconds": took, "bytes_per_second": num_bytes / took, "share_of_copy": num_bytes / took / copied}
@@ -90,24 +107,50 @@ def latencies(session: StreamSession, folder: Path, args: argparse.Namespace) ->
     world = make_world(WORLD_SEED, args.watched_seconds)
     list(session.feed(world.frames(session.config.fps)))
     session.finish()
-    codec = session.config.kv_codec
-    ram, disk = MemoryBank(session.adapter.device, 0, ROOM_BYTES, codec=codec), on_disk(folder, codec)
-    for chunk in session.bank.get(session.bank.chunk_ids()):
-        ram.put(chunk)
-        disk.put(chunk)
-    view, question = session.view(), f"which way did the {world.needles[0]} move ?"
+    chunks = session.bank.get(session.bank.chunk_ids())
+    question = f"which way did the {world.needles[0]} move ?"
+    return first_tokens(session, folder, args, chunks, session.retriever, session.view(), question)
 
-    def ask(bank: MemoryBank) -> None:
-        answerer = Answerer(session.adapter, session.config, bank, session.retriever, session.turns)
+
+def large_latencies(session: StreamSession, folder: Path, args: argparse.Namespace) -> dict[str, float]:
+    """The same with all of many large chunks in the context, drawn at random."""
+    info = session.adapter.info
+    num_tokens = max(1, round(args.chunk_mib * 2**20 / info.kv_bytes_per_token))
+    positions = torch.arange(num_tokens).repeat(info.num_position_axes, 1)
+    drawn = [random_chunk(info, 0, i, num_tokens) for i in range(args.chunks)]
+    chunks = [replace(chunk, position_ids=positions, span=num_tokens) for chunk in drawn]
+    everything = All()
+    for chunk in chunks:
+        everything.add(chunk)
+    view = View(chunks[-1].end_seconds, chunks[-1].end_seconds, (), None)
+    return first_tokens(session, folder, args, chunks, everything, view, "what is on screen now ?")
+
+
+def first_tokens(
+    session: StreamSession,
+    folder: Path,
+    args: argparse.Namespace,
+    chunks: Sequence[ChunkKV],
+    retriever: Retriever,
+    view: View,
+    question: str,
+) -> dict[str, float]:
+    """Median seconds to the first token of an answer, with the chunks in each place."""
+    codec = session.config.kv_codec
+    device = session.adapter.device
+
+    def ask(bank: Bank) -> None:
+        answerer = Answerer(session.adapter, session.config, bank, retriever, session.turns)
         tokens = answerer.answer(question, session.ingest.sink, view)
         next(tokens)
         tokens.close()  # type: ignore[attr-defined]
 
-    ways = {"RAM": lambda: ask(ram), WARM: lambda: ask(disk), COLD: lambda: ask(disk)}
-    seconds = by_turns(ways, args.rounds, folder)
-    ram.close()
-    disk.close()
-    return seconds
+    with closing(MemoryBank(device, 0, ROOM_BYTES, codec=codec)) as ram, closing(on_disk(folder, codec)) as disk:
+        for chunk in chunks:
+            ram.put(chunk)
+            disk.put(chunk)
+        ways = {RAM: lambda: ask(ram), WARM: lambda: ask(disk), COLD: lambda: ask(disk)}
+        return by_turns(ways, args.rounds, folder)
 
 
 def on_disk(folder: Path, codec: str) -> MemoryBank:
@@ -147,6 +190,7 @@ def print_result(result: dict[str, Any], args: argparse.Namespace) -> None:
         rate = f"{v['bytes_per_second'] / 2**30:.2f} GiB/s"
         rows.append([name, f"{1000 * v['seconds']:.1f} ms", rate, f"{100 * v['share_of_copy']:.0f} %"])
     print(table(["from", "one gather", "rate", "share of the copy"], rows))
-    ttft = result["ttft_seconds"]
-    rows = [[name, f"{1000 * took:.1f} ms", f"{took / ttft['RAM']:.2f}"] for name, took in ttft.items()]
-    print("\nTime to the first token, with what was retrieved in\n\n" + table(["from", "first token", "against RAM"], rows))
+    for name, what in (("ttft_seconds", "what was retrieved of a short stream"), ("large_ttft_seconds", "as much as above")):
+        ttft = result[name]
+        rows = [[place, f"{1000 * took:.1f} ms", f"{took / ttft[RAM]:.2f}"] for place, took in ttft.items()]
+        print(f"\nTime to the first token, with {what} in\n\n" + table(["from", "first token", "against RAM"], rows))

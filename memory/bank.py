@@ -7,12 +7,11 @@ Source: the block memory of InfLLM (arXiv 2402.04617) and ReKV (arXiv 2503.00540
 from __future__ import annotations
 
 import logging
-import shutil
-import tempfile
 import threading
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -20,6 +19,8 @@ import torch
 from data.errors import ConfigError, MemoryBankError
 from memory.base import Bank, Span, Store, Stored, add_span, overlapping
 from memory.codecs import Codec, create_codec, decoded
+from memory.files import passing_folder
+from memory.reading import Take, fresh, in_groups
 from memory.records import ChunkRecord
 from memory.segments import SEGMENT_BYTES, DiskStore
 from memory.slabs import SLAB_BYTES
@@ -29,6 +30,8 @@ from memory.tiers import Entry, Tiers
 from model_adapters.base import ChunkKV
 
 logger = logging.getLogger(__name__)
+
+COUNTED = ("num_put", "num_offloaded", "num_prefetched", "num_dropped", "num_thinned", "num_kept_native")
 
 
 class MemoryBank(Bank):
@@ -67,15 +70,15 @@ class MemoryBank(Bank):
         self._dropped: list[int] = []
         self._counts: Counter[str] = Counter()
         self._closed = False
-        self._spill: Path | None = None
-        self._made_folder: Path | None = None
+        self._spill = ExitStack()
         stores: list[tuple[str, Store]] = []
         if gpu_bytes:
             stores.append(("gpu", DeviceStore(self.device, gpu_bytes)))
         if ram_bytes:
             stores.append(("ram", RamStore(ram_bytes, slab_bytes, codec=self.codec)))
         if folder and disk_bytes:
-            stores.append(("disk", DiskStore(self._make_spill(folder), disk_bytes, segment_bytes, self.codec)))
+            private = self._spill.enter_context(passing_folder(folder))
+            stores.append(("disk", DiskStore(private, disk_bytes, segment_bytes, self.codec)))
         self._tiers = Tiers(stores, self._pins, self._record_drop, self._record_damage, thinning, as_cache)
 
     def put(self, chunk: ChunkKV, record: ChunkRecord | None = None) -> list[int]:
@@ -91,18 +94,34 @@ class MemoryBank(Bank):
             return dropped
 
     def get(self, chunk_ids: Sequence[int]) -> list[ChunkKV]:
-        found = []
         # Pinned, so that the first chunks of one request are not pushed out again by its last.
         with self._lock, self._pinning(chunk_ids):
+            return self._get(chunk_ids, fresh, chunk_ids)
+
+    def stream(self, chunk_ids: Sequence[int]) -> Generator[list[ChunkKV], None, None]:
+        with self._pinning(chunk_ids):
+            read = partial(self._get, requested=chunk_ids)
+            yield from in_groups(read, chunk_ids, self._sizes(chunk_ids), self.device.type == "cuda")
+
+    def _get(self, chunk_ids: Sequence[int], take: Take, requested: Sequence[int]) -> list[ChunkKV]:
+        """take: see `Store.gather`. requested: see `_promote_unless_pinned`."""
+        found = []
+        with self._lock:
             self._check_open()
-            gathered = self._gather(chunk_ids)
+            gathered = self._gather(chunk_ids, take)
             for chunk_id in chunk_ids:
                 tier = self.tier(chunk_id)
                 if tier is not None and (read := self._read(chunk_id, gathered)) is not None:
                     self._counts[f"num_read_{tier}"] += 1
                     found.append(read[0])
-                    self._promote_unless_pinned(*read, chunk_ids)
+                    self._promote_unless_pinned(*read, requested)
         return found
+
+    def _sizes(self, chunk_ids: Sequence[int]) -> dict[int, int]:
+        """Bytes that chunks take up where they are."""
+        with self._lock:
+            entries = self._tiers.entries
+            return {chunk_id: entries[chunk_id].num_bytes for chunk_id in chunk_ids if chunk_id in entries}
 
     def forget(self, start_seconds: float, end_seconds: float) -> list[int]:
         with self._lock:
@@ -183,15 +202,7 @@ class MemoryBank(Bank):
                 for level, (name, store) in enumerate(self._tiers.stores)
             }
             counts = self._counts + self._tiers.counts
-            names = (
-                "num_put",
-                "num_offloaded",
-                "num_prefetched",
-                "num_dropped",
-                "num_thinned",
-                "num_kept_native",
-                *(f"num_read_{name}" for name in tiers),
-            )
+            names = [*COUNTED, *(f"num_read_{name}" for name in tiers)]
             return {
                 "num_chunks": len(self._tiers.entries),
                 "num_pinned": len(self._pins),
@@ -216,17 +227,14 @@ class MemoryBank(Bank):
                 return
             self._closed = True
             self._tiers.close()
-            if self._spill is not None and self._spill.exists():
-                shutil.rmtree(self._spill)
-            if self._made_folder is not None and self._made_folder.is_dir() and not any(self._made_folder.iterdir()):
-                self._made_folder.rmdir()
+            self._spill.close()
 
-    def _gather(self, chunk_ids: Sequence[int]) -> dict[int, Stored]:
+    def _gather(self, chunk_ids: Sequence[int], take: Take = fresh) -> dict[int, Stored]:
         """What can be read together of these chunks."""
         here = [(i, self._tiers.entries[i].level) for i in dict.fromkeys(chunk_ids) if i in self._tiers.entries]
         gathered: dict[int, Stored] = {}
         for level, (_, store) in enumerate(self._tiers.stores):
-            gathered |= store.gather([i for i, at in here if at == level])
+            gathered |= store.gather([i for i, at in here if at == level], take)
         return gathered
 
     def _read(self, chunk_id: int, gathered: dict[int, Stored] | None = None) -> tuple[ChunkKV, Stored] | None:
@@ -266,7 +274,8 @@ class MemoryBank(Bank):
 
     @contextmanager
     def _pinning(self, chunk_ids: Sequence[int]) -> Iterator[None]:
-        self._pins.update(chunk_ids)
+        with self._lock:
+            self._pins.update(chunk_ids)
         try:
             yield
         finally:
@@ -282,14 +291,3 @@ class MemoryBank(Bank):
     def _check_open(self) -> None:
         if self._closed:
             raise MemoryBankError("the memory is closed")
-
-    def _make_spill(self, folder: Path) -> Path:
-        """A private folder inside `folder`, which is made if it is missing."""
-        try:
-            if not folder.exists():
-                folder.mkdir(mode=0o700, parents=True)
-                self._made_folder = folder
-            self._spill = Path(tempfile.mkdtemp(prefix="kv-", dir=folder))
-        except OSError as error:
-            raise MemoryBankError(f"memory folder {folder} cannot be used: {error.strerror}; choose another folder") from error
-        return self._spill

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 
 import torch
@@ -11,6 +11,7 @@ import torch
 from data.errors import MemoryBankError
 from memory.codecs import decoded
 from memory.layout import Packet
+from memory.reading import Take, fresh
 from memory.records import ChunkRecord
 from model_adapters.base import ChunkKV
 
@@ -47,8 +48,8 @@ class Store(ABC):
         """The chunk as it is kept. KeyError for an unknown id, MemoryBankError for a damaged one. The tensors may be the
         stored ones: never write into them."""
 
-    def gather(self, chunk_ids: Collection[int]) -> dict[int, Stored]:
-        """Chunks as `stored` returns them, as far as reading them together is faster than one by one. Others, and those that
+    def gather(self, chunk_ids: Collection[int], take: Take = fresh) -> dict[int, Stored]:
+        """Chunks as `stored` returns them, read into what `take` gives, as far as that is worth doing. Others, and those that
         cannot be read, are left out."""
         return {}
 
@@ -153,6 +154,12 @@ class Bank(ABC):
     def get(self, chunk_ids: Sequence[int]) -> list[ChunkKV]:
         """The chunks on the compute device in the given order. Ids that are not there (dropped, or damaged: see `damaged`)
         are left out. The tensors may be the stored ones: never write into them."""
+
+    def stream(self, chunk_ids: Sequence[int]) -> Generator[list[ChunkKV], None, None]:
+        """What `get` returns, some chunks at a time, at least once; the next are read while the last are used.
+
+        Chunks are good until the next are asked for: their memory is used again. Close it where it is left early."""
+        yield self.get(chunk_ids)
 
     @abstractmethod
     def forget(self, start_seconds: float, end_seconds: float) -> list[int]:

@@ -13,6 +13,7 @@ from memory.bank import MemoryBank
 from memory.base import Span, Stored, add_span
 from memory.codecs import decoded
 from memory.layout import Packet
+from memory.reading import Take, fresh
 from memory.records import ChunkRecord
 from memory.slabs import SLAB_BYTES
 from memory.stored import StoredMemory
@@ -172,12 +173,16 @@ class DurableBank(MemoryBank):
         super().close()
         self.memory.close()
 
+    def _sizes(self, chunk_ids: Sequence[int]) -> dict[int, int]:
+        return {**self.memory.manifest.sizes(chunk_ids), **super()._sizes(chunk_ids)}
+
     def _pending(self, chunk_id: int) -> ChunkKV | None:
         return self.writer.pending(chunk_id) if self.writer else None
 
-    def _gather(self, chunk_ids: Sequence[int]) -> dict[int, Stored]:
+    def _gather(self, chunk_ids: Sequence[int], take: Take = fresh) -> dict[int, Stored]:
         away = {i for i in chunk_ids if i not in self._tiers.entries and i not in self._absent and self._pending(i) is None}
-        return {**super()._gather([i for i in chunk_ids if i not in away]), **self.memory.packets(sorted(away))}
+        here = [i for i in chunk_ids if i not in away]
+        return {**super()._gather(here, take), **self.memory.packets(sorted(away), take)}
 
     def _read(self, chunk_id: int, gathered: dict[int, Stored] | None = None) -> tuple[ChunkKV, Stored] | None:
         if chunk_id in self._tiers.entries:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -63,6 +65,23 @@ def sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+@contextmanager
+def passing_folder(inside: Path) -> Iterator[Path]:
+    """A private folder (0700) inside another, which is made if it is missing. Both go in the end, the outer one if it was made
+    here and is empty. MemoryBankError if it cannot be made."""
+    made = not inside.exists()
+    try:
+        inside.mkdir(mode=PRIVATE_FOLDER, parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix="kv-", dir=inside))
+    except OSError as error:
+        raise MemoryBankError(f"memory folder {inside} cannot be used: {error.strerror}; choose another folder") from error
+    yield folder
+    if folder.exists():
+        shutil.rmtree(folder)
+    if made and inside.is_dir() and not any(inside.iterdir()):
+        inside.rmdir()
 
 
 @contextmanager

@@ -157,6 +157,10 @@ class Manifest(Database):
             except MemoryBankError as error:
                 yield error
 
+    def rows_of(self, chunk_ids: Collection[int]) -> Iterator[ChunkRow | MemoryBankError]:
+        """The rows of chunks, in stream order."""
+        return self.rows(f"WHERE chunk_id IN {_ids(chunk_ids)} ORDER BY chunk_id")
+
     def newest(self, until_pts_seconds: float, window_seconds: float) -> list[ChunkRow | MemoryBankError]:
         """The rows of the chunks whose last frame came by a time, back to one window before the newest."""
         found = self.query(
@@ -189,6 +193,12 @@ class Manifest(Database):
         ends = "SELECT min(start_seconds), max(end_seconds) FROM chunks WHERE chunk_id BETWEEN ? AND ?"
         ((start, end),) = self.query(ends, (min(chunk_ids), max(chunk_ids)))
         return start, end
+
+    def sizes(self, chunk_ids: Collection[int]) -> dict[int, int]:
+        """Bytes of the KV of stored chunks."""
+        return dict(
+            self.query(f"SELECT chunk_id, num_bytes FROM chunks WHERE segment NOT NULL AND chunk_id IN {_ids(chunk_ids)}")
+        )
 
     def holds(self, chunk_id: int) -> bool:
         """Whether the KV of a chunk is stored."""
@@ -245,8 +255,7 @@ class Manifest(Database):
 
     def segments_of(self, chunk_ids: Collection[int]) -> list[int]:
         """The segments that hold these chunks."""
-        marks = ", ".join(str(int(chunk_id)) for chunk_id in chunk_ids)
-        found = self.query(f"SELECT DISTINCT segment FROM chunks WHERE segment NOT NULL AND chunk_id IN ({marks})")
+        found = self.query(f"SELECT DISTINCT segment FROM chunks WHERE segment NOT NULL AND chunk_id IN {_ids(chunk_ids)}")
         return sorted(row[0] for row in found)
 
     def unwanted(self) -> list[str]:
@@ -269,6 +278,11 @@ class Manifest(Database):
     def check(self) -> list[str]:
         """What SQLite itself finds wrong with the file; empty if nothing."""
         return [row[0] for row in self.query("PRAGMA quick_check") if row[0] != "ok"]
+
+
+def _ids(chunk_ids: Collection[int]) -> str:
+    """As many as there may be, which parameters may not."""
+    return f"({', '.join(str(int(chunk_id)) for chunk_id in chunk_ids)})"
 
 
 def _crc32(name: str, value: str) -> int:

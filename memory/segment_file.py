@@ -17,6 +17,7 @@ from safetensors.torch import save
 from data.errors import MemoryBankError
 from memory.files import Fault, no_fault, write_whole
 from memory.layout import PackedChunk
+from memory.reading import Take, fresh
 
 LENGTH_BYTES = 8
 """A safetensors file begins with the length of its header, little-endian."""
@@ -104,12 +105,13 @@ def read_block(path: Path, place: Place) -> torch.Tensor:
     return read_blocks(path, [place])[0]
 
 
-def read_blocks(path: Path, places: Sequence[Place]) -> list[torch.Tensor]:
-    """The blocks of several chunks of one segment, in the order of `places`; blocks that lie side by side are one read.
+def read_blocks(path: Path, places: Sequence[Place], take: Take = fresh) -> list[torch.Tensor]:
+    """The blocks of several chunks of one segment, in the order of `places`, read into what `take` gives; blocks that lie side
+    by side are one read.
 
     Not verified. MemoryBankError if the file does not hold them all.
     """
-    blocks = [torch.empty(place.num_bytes, dtype=torch.uint8) for place in places]
+    blocks = [take(place.num_bytes) for place in places]
     try:
         handle = os.open(path, os.O_RDONLY)
         try:

@@ -16,6 +16,7 @@ from memory.codecs import Codec
 from memory.codecs.native import Native
 from memory.files import make_private
 from memory.layout import PackedChunk, Packet, pack, unpack
+from memory.reading import Take, fresh
 from memory.segment_file import Place, read_block, read_blocks, segment_path, write_segment
 from model_adapters.base import ChunkKV
 
@@ -86,7 +87,7 @@ class DiskStore(Store):
         except MemoryBankError as error:
             raise MemoryBankError(f"{path.name}: chunk {chunk_id} is damaged: {error}; it is left out") from error
 
-    def gather(self, chunk_ids: Collection[int]) -> dict[int, Stored]:
+    def gather(self, chunk_ids: Collection[int], take: Take = fresh) -> dict[int, Stored]:
         """Segment by segment, each in as few reads as its chunks allow."""
         by_segment: dict[int, list[int]] = {}
         for chunk_id in chunk_ids:
@@ -96,7 +97,7 @@ class DiskStore(Store):
         for number, together in by_segment.items():
             written = [self._written[chunk_id] for chunk_id in together]
             try:
-                blocks = read_blocks(self._segments[number].path, [one.place for one in written])
+                blocks = read_blocks(self._segments[number].path, [one.place for one in written], take)
                 found.update({i: unpack(w.layout, b, w.crc32) for i, w, b in zip(together, written, blocks, strict=True)})
             except MemoryBankError:
                 # One by one, `stored` says which of them are damaged.

@@ -23,6 +23,7 @@ from memory.files import Fault, no_fault
 from memory.labels import Origin, RowLabel, labels_of
 from memory.layout import PackedChunk, Packet, pack, unpack
 from memory.manifest import Manifest
+from memory.reading import Take, fresh
 from memory.records import ChunkRecord, mask_to_bytes
 from memory.rows import ChunkRow, Gap, Sitting
 from memory.segment_file import read_block, read_blocks, segment_path, write_segment
@@ -138,21 +139,17 @@ class StoredMemory:
                 if row is None or row.segment == before:
                     raise MemoryBankError(f"{path.name}: chunk {chunk_id} is damaged: {error}; it is left out") from error
 
-    def packets(self, chunk_ids: Sequence[int]) -> dict[int, Packet]:
+    def packets(self, chunk_ids: Sequence[int], take: Take = fresh) -> dict[int, Packet]:
         """Chunks as they are stored, verified, each segment in as few reads as its chunks allow. What is not stored, or
         cannot be read, is left out: `packet` says why."""
         by_segment: dict[int, list[ChunkRow]] = {}
-        for chunk_id in chunk_ids:
-            try:
-                row = self.manifest.row(chunk_id)
-            except MemoryBankError:
-                continue
-            if row is not None and row.segment is not None:
+        for row in self.manifest.rows_of(chunk_ids):
+            if isinstance(row, ChunkRow) and row.segment is not None:
                 by_segment.setdefault(row.segment, []).append(row)
         found: dict[int, Packet] = {}
         for segment, rows in by_segment.items():
             try:
-                blocks = read_blocks(segment_path(self.folder, segment), [row.place for row in rows])
+                blocks = read_blocks(segment_path(self.folder, segment), [row.place for row in rows], take)
                 found.update({r.chunk_id: unpack(r.layout, b, r.crc32) for r, b in zip(rows, blocks, strict=True)})
             except MemoryBankError:
                 continue

@@ -11,6 +11,7 @@ from memory.base import Store, Stored
 from memory.codecs import Codec, decoded
 from memory.codecs.native import Native
 from memory.layout import ALIGNMENT, NUM_PARTS, Block, ChunkHead, Packet, aligned, as_bytes, parts
+from memory.reading import Take, fresh
 from memory.slabs import SLAB_BYTES, Extent, SlabPool
 from model_adapters.base import ChunkKV
 
@@ -100,8 +101,14 @@ class RamStore(Store):
         self._num_payload_bytes += packet.num_bytes
 
     def stored(self, chunk_id: int) -> Packet:
+        return self._read(chunk_id, lambda num_bytes: torch.empty(num_bytes, dtype=torch.uint8, pin_memory=self._pool.pin))
+
+    def gather(self, chunk_ids: Collection[int], take: Take = fresh) -> dict[int, Stored]:
+        return {} if take is fresh else {chunk_id: self._read(chunk_id, take) for chunk_id in chunk_ids}
+
+    def _read(self, chunk_id: int, take: Take) -> Packet:
         here = self._chunks[chunk_id]
-        out = torch.empty(aligned(here.block.num_bytes), dtype=torch.uint8, pin_memory=self._pool.pin)
+        out = take(aligned(here.block.num_bytes))
         at = 0
         for extent in here.extents:
             out[at : at + extent.num_bytes].copy_(self._pool.view(extent))

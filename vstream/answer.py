@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, replace
 
 from data.errors import QuestionError
@@ -118,11 +118,17 @@ class Answerer:
         hits = {hit.chunk_id: hit for row in layers for hit in row}
         wanted = sorted(hits, key=lambda chunk_id: hits[chunk_id].start_seconds)
         tiers = {chunk_id: self.bank.tier(chunk_id) or "gone" for chunk_id in wanted}
-        # One gather per answer, and outside of the turn: the stream does not wait for the disk.
-        chunks = {kv.chunk_id: kv for kv in self.bank.get(wanted)}
-        with self.turns.answer():
-            built = self._context(sink, view, layers, chunks, tiers, num_question_tokens)
+        # One gather per answer, and read outside of the turn: the stream does not wait for the disk.
+        with closing(self._read(wanted, together=len(layers) > 1)) as groups:
+            built = self._context(sink, view, layers, groups, tiers, num_question_tokens)
         yield built
+
+    def _read(self, wanted: list[int], together: bool) -> Generator[list[ChunkKV], None, None]:
+        """What memory gives back, some at a time; all at once where the chunks of one layer are placed by those of others."""
+        if together:
+            yield self.bank.get(wanted)
+        else:
+            yield from self.bank.stream(wanted)
 
     def _search(self, query: Query, view: View) -> list[list[Hit]]:
         """The chunks to bring back: one row for all layers, or a row for each."""
@@ -141,30 +147,56 @@ class Answerer:
         sink: ChunkKV,
         view: View,
         layers: list[list[Hit]],
-        chunks: dict[int, ChunkKV],
+        groups: Iterator[list[ChunkKV]],
         tiers: dict[int, str],
         num_question_tokens: int,
     ) -> Built:
         """The context for one answer: a copy, so that nothing stored is held or changed by what is done with it.
 
-        chunks: what memory gave back of the hits, in time order.
+        groups: what memory gives back of the hits, in time order, as it is read.
         """
+        adapter = self.adapter
         hits = {hit.chunk_id: hit for row in layers for hit in row}
-        # What memory could not give back, dropped or damaged, must not be found again.
-        self.retriever.remove(hits.keys() - chunks.keys())
         recent = [*view.window, *([view.partial] if view.partial else [])]
-        room = sum(kv.num_tokens for kv in [sink, *chunks.values(), *recent])
-        context = self.adapter.new_context(room + num_question_tokens + self.config.max_new_tokens)
+        room = sum(kv.num_tokens for kv in [sink, *recent]) + num_question_tokens + self.config.max_new_tokens
         shared = len(layers) == 1
-        if shared:
-            self.adapter.append(context, [sink, *chunks.values(), *recent])
-        else:
-            self.adapter.append(context, [sink])
-            rows = [[chunks[i] for i in sorted(hit.chunk_id for hit in row) if i in chunks] for row in layers]
-            self.adapter.append_layers(context, rows)
-            self.adapter.append(context, recent)
-        read = [hits[i] for i in chunks]
-        return Built(context, sink.num_tokens, [*chunks.values(), *recent], read, tiers, shared)
+        context: KVContext | None = None
+        read: list[Seen] = []
+        for group in groups:
+            with self.turns.answer():
+                if context is None:
+                    # As if all were as long as these; the buffers grow where they are not.
+                    room += sum(kv.num_tokens for kv in group) * len(hits) // max(1, len(group))
+                    context = adapter.new_context(room)
+                    adapter.append(context, [sink])
+                if shared:
+                    adapter.append(context, group)
+                else:
+                    chunks = {kv.chunk_id: kv for kv in group}
+                    rows = [[chunks[i] for i in sorted(hit.chunk_id for hit in row) if i in chunks] for row in layers]
+                    adapter.append_layers(context, rows)
+            read += map(Seen.of, group)
+        assert context is not None
+        with self.turns.answer():
+            # What memory could not give back, dropped or damaged, must not be found again.
+            self.retriever.remove(hits.keys() - {seen.chunk_id for seen in read})
+            adapter.append(context, recent)
+        found = [hits[seen.chunk_id] for seen in read]
+        return Built(context, sink.num_tokens, [*read, *map(Seen.of, recent)], found, tiers, shared)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A chunk that stands in a context, without its KV."""
+
+    chunk_id: int
+    start_seconds: float
+    end_seconds: float
+    num_tokens: int
+
+    @classmethod
+    def of(cls, kv: ChunkKV) -> Seen:
+        return cls(kv.chunk_id, kv.start_seconds, kv.end_seconds, kv.num_tokens)
 
 
 @dataclass(frozen=True)
@@ -173,7 +205,7 @@ class Built:
 
     context: KVContext
     num_sink_tokens: int
-    chunks: list[ChunkKV]
+    chunks: list[Seen]
     hits: list[Hit]
     tiers: dict[int, str]
     shared: bool
