@@ -60,6 +60,7 @@ class DiskStore(Store):
         self.segment_bytes = min(segment_bytes, max(1, capacity_bytes // 8))
         self._written: dict[int, Written] = {}
         self._pending: dict[int, Packet] = {}
+        self._num_pending_bytes = 0
         self._segments: dict[int, Segment] = {}
         self._next_segment = 0
         make_private(folder)
@@ -74,7 +75,7 @@ class DiskStore(Store):
         # Writing comes first: if it fails, the new chunk has not been taken in and nothing else has changed.
         if self._pending and self.num_pending_bytes + self.footprint(packet.num_bytes) > self.segment_bytes:
             self.flush()
-        self._pending[packet.chunk_id] = packet
+        self._wait(packet)
 
     def stored(self, chunk_id: int) -> Packet:
         if chunk_id in self._pending:
@@ -105,7 +106,8 @@ class DiskStore(Store):
         return found
 
     def remove(self, chunk_id: int) -> None:
-        if self._pending.pop(chunk_id, None) is not None:
+        if chunk_id in self._pending:
+            self._num_pending_bytes -= self.footprint(self._pending.pop(chunk_id).num_bytes)
             return
         self._leave(self._written.pop(chunk_id).segment, chunk_id)
 
@@ -116,7 +118,8 @@ class DiskStore(Store):
             self._write({i: pack(packets[i]) for i in before}, {i: packets[i].num_bytes for i in before})
         for chunk_id, number in before.items():
             self._leave(number, chunk_id)
-        self._pending.update({i: packet for i, packet in packets.items() if i in self._pending})
+        for packet in [packet for i, packet in packets.items() if i in self._pending]:
+            self._wait(packet)
 
     def together(self, chunk_id: int) -> Collection[int]:
         written = self._written.get(chunk_id)
@@ -128,6 +131,7 @@ class DiskStore(Store):
             sizes = {chunk_id: packet.num_bytes for chunk_id, packet in self._pending.items()}
             self._write({chunk_id: pack(packet) for chunk_id, packet in self._pending.items()}, sizes)
             self._pending.clear()
+            self._num_pending_bytes = 0
 
     def reclaim(self) -> bool:
         """Rewrite a segment of which less than half is still wanted. For a moment both files are there."""
@@ -154,7 +158,7 @@ class DiskStore(Store):
     @property
     def num_pending_bytes(self) -> int:
         """Bytes that wait in RAM, headers included."""
-        return sum(self.footprint(packet.num_bytes) for packet in self._pending.values())
+        return self._num_pending_bytes
 
     @property
     def num_segments(self) -> int:
@@ -176,6 +180,8 @@ class DiskStore(Store):
         live = [chunk_id for segment in self._segments.values() for chunk_id in segment.live]
         assert sorted(live) == sorted(self._written), "disk tier: a chunk is in no segment, or in two"
         assert not self._written.keys() & self._pending.keys(), "disk tier: a written chunk also waits to be written"
+        waiting = sum(self.footprint(packet.num_bytes) for packet in self._pending.values())
+        assert waiting == self._num_pending_bytes, f"disk tier counts {self._num_pending_bytes} bytes that wait, not {waiting}"
         assert self.num_bytes <= self.capacity_bytes, f"disk tier holds {self.num_bytes} of {self.capacity_bytes} bytes"
         unfinished = sorted(path.name for path in self.folder.glob("*.part"))
         assert not unfinished, f"disk tier left unfinished files: {unfinished}"
@@ -183,6 +189,13 @@ class DiskStore(Store):
     def close(self) -> None:
         for table in (self._written, self._pending, self._segments):
             table.clear()
+        self._num_pending_bytes = 0
+
+    def _wait(self, packet: Packet) -> None:
+        """A packet waits to be written, in the place of one with the same id."""
+        before = self._pending.get(packet.chunk_id)
+        self._num_pending_bytes += self.footprint(packet.num_bytes) - (self.footprint(before.num_bytes) if before else 0)
+        self._pending[packet.chunk_id] = packet
 
     def _write(self, chunks: dict[int, PackedChunk], sizes: dict[int, int]) -> None:
         """A new segment; the chunks belong to it from now on. sizes: bytes of each chunk itself."""

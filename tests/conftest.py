@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from weakref import WeakSet
 
 import pytest
 import torch
 from checkpoints import save_qwen3_vl
 
+from data.errors import MemoryBankError
 from data.frames import Frame
 from data.world import World, make_world
 from memory import Bank, DurableBank, MemoryBank, PlainBank
@@ -47,30 +49,46 @@ def frames(world: World) -> list[Frame]:
     return list(world.frames(2.0))
 
 
-@pytest.fixture(autouse=True)
-def banks_are_whole(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Every bank that a test makes has its bookkeeping checked when it is closed, or at the end of the test."""
-    made: list[Bank] = []
+ALIVE: WeakSet[Bank] = WeakSet()
+"""Every bank that was made and is not closed, by whatever test, fixture or module."""
+
+
+def pytest_sessionstart() -> None:
+    """Before anything is collected: banks are made at import, too."""
 
     def watch(kind: type[Bank]) -> None:
         make, close = kind.__init__, kind.close
 
         def making(bank: Bank, *values: object, **named: object) -> None:
             make(bank, *values, **named)  # type: ignore[arg-type]
-            if type(bank) is kind:
-                made.append(bank)
+            if type(bank) is kind:  # else the constructor of its own class is not done yet
+                ALIVE.add(bank)
 
         def closing(bank: Bank) -> None:
-            if bank in made:
-                made.remove(bank)
+            if bank in ALIVE:
+                ALIVE.discard(bank)
                 bank.check_integrity()
             close(bank)
 
-        monkeypatch.setattr(kind, "__init__", making)
-        monkeypatch.setattr(kind, "close", closing)
+        kind.__init__, kind.close = making, closing  # type: ignore[method-assign]
 
     for kind in (PlainBank, MemoryBank, DurableBank):
         watch(kind)
+
+
+def check_banks() -> None:
+    """AssertionError if the bookkeeping of a bank that is open is wrong."""
+    for bank in list(ALIVE):
+        try:
+            bank.check_integrity()
+        except MemoryBankError:
+            # Another thread has closed it meanwhile, which checks it, too.
+            assert bank not in ALIVE
+
+
+@pytest.fixture(autouse=True)
+def banks_are_whole() -> Iterator[None]:
+    """After every test all banks have their bookkeeping checked, those of other tests and of fixtures, too; `close` checks its
+    own before anything is let go."""
     yield
-    for bank in made:
-        bank.check_integrity()
+    check_banks()

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import check_banks
 from test_memory_stores import DTYPES, chunk, same
 
 from data.errors import ConfigError, MemoryBankError
@@ -230,6 +231,22 @@ def test_gaps_merge_like_sets_of_slots(seed: int) -> None:
         starts = [s for s in sorted(slots) if s - 1 not in slots]
         ends = [s + 1 for s in sorted(slots) if s + 1 not in slots]
         assert spans == [(pytest.approx(a * 0.1), pytest.approx(b * 0.1)) for a, b in zip(starts, ends, strict=True)]
+
+
+@pytest.mark.parametrize("make", [lambda: MemoryBank("cpu", 10**6, 0), PlainBank], ids=["tiers", "plain"])
+def test_no_test_ends_with_a_bank_whose_books_are_wrong(make) -> None:
+    bank = make()
+    bank.put(chunk(0))
+    check_banks()
+    chunks = bank._chunks if isinstance(bank, PlainBank) else bank._tiers.entries
+    chunks[7] = chunks.pop(0)
+    with pytest.raises(AssertionError):
+        check_banks()
+    with pytest.raises(AssertionError):
+        bank.close()
+    chunks[0] = chunks.pop(7)
+    bank.close()
+    check_banks()
 
 
 def bank_span(chunk_id: int) -> tuple[float, float]:
