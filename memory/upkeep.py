@@ -18,6 +18,7 @@ from memory.codecs import decoded
 from memory.files import sync_folder
 from memory.labels import Origin, RowLabel, labels_of
 from memory.layout import PackedChunk, Packet, pack, unpack
+from memory.notes import Notes
 from memory.reference import forget_reference
 from memory.rows import ChunkRow, Gap
 from memory.segment_file import read_block, segment_path, write_segment
@@ -50,10 +51,11 @@ def merge(memory: StoredMemory) -> bool:
 
 
 def forget(memory: StoredMemory, chunk_ids: Collection[int], gaps: Sequence[Gap]) -> None:
-    """Really remove chunks: their KV, vectors, rows and thumbnails, from every file."""
+    """Really remove chunks: their KV, vectors, rows and thumbnails, from every file, and the notes about the gaps."""
     with memory.lock, memory.said():
         # First: without it the stream goes on with a whole chunk, with it a picture would be left.
         forget_reference(memory.folder)
+        Notes(memory.manifest).forget([(gap.start_seconds, gap.end_seconds) for gap in gaps])
         rewrite(memory, memory.manifest.segments_of(chunk_ids), set(chunk_ids), gaps)
         finish_forgetting(memory)
 

@@ -65,8 +65,7 @@ class StreamSession(Speaking):
         with ExitStack() as opened:
             if memory is None:
                 budgets = (c.gpu_bytes, c.ram_bytes, c.disk_bytes)
-                thinning = create_thinning(c.thinning)
-                self.bank = MemoryBank(adapter.device, *budgets, folder, codec=c.kv_codec, thinning=thinning)
+                self.bank = MemoryBank(adapter.device, *budgets, folder, codec=c.kv_codec, thinning=create_thinning(c.thinning))
                 self.records = PlainRecords()
             else:
                 self.memory = opened_memory(memory, adapter.info, c, read_only, fault)
@@ -79,6 +78,7 @@ class StreamSession(Speaking):
                 self._take_up()
             opened.pop_all()
         self.unasked = Unasked(adapter, c, self.ingest, self.turns)
+        self.unasked.remember(self.memory, self.records, self.writes)
         self.answerer = Answerer(adapter, c, self.bank, self.retriever, self.turns)
         self.chunker = Chunker(c.fps, c.chunk_seconds)
         self.stats = Stats()
@@ -290,6 +290,7 @@ class StreamSession(Speaking):
         """Free the memory; what waits to be written to disk is written. Idempotent."""
         if isinstance(self.bank, DurableBank):
             leave_off(self.bank, self.ingest.drop.leave())
+        self.unasked.close()
         self.bank.close()
 
     def __enter__(self) -> StreamSession:

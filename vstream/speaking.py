@@ -54,8 +54,14 @@ def watch(args: argparse.Namespace) -> int:
     try:
         with open_source(args.source, allow_private_hosts=args.allow_private_hosts) as source:
             with StreamSession(chosen_model(args).load(config.gpu_bytes), config, memory=args.memory) as session:
+                kept = {watch.condition.text.lower() for watch in session.unasked.watches.active}
+                if kept:
+                    sys.stderr.write(f"this memory watches on: {', '.join(sorted(kept))}\n")
                 for words in args.when:
-                    session.watch(words, rules)
+                    if parse_condition(words).text.lower() not in kept:
+                        session.watch(words, rules)
+                # What was decided before is in the memory, and in the log of that time.
+                session.unasked.watches.log.clear()
                 session.unasked.watches.on_alert = lambda alert: _tell(alert, args.json, hook)
                 for _ in _watched(session, source, until):
                     while log and session.unasked.watches.log:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
 
-from data.errors import WatchError
+from data.errors import MemoryBankError, WatchError
+from memory.notes import Notes
+from memory.records import Records
+from memory.stored import StoredMemory
 from model_adapters.base import ModelAdapter
 from vstream.commentary import Commentator, NarrationRules, Utterance, create_commentator
 from vstream.config import SessionConfig
@@ -15,7 +19,9 @@ from vstream.ingest import ChunkRecord, Ingest
 from vstream.prompts import prompts_for
 from vstream.triggers import LiveChunk
 from vstream.turns import Turns
-from vstream.watches import Watch, Watches, WatchRules, Webhook
+from vstream.watches import MAX_WATCHES, KeptWatches, Watch, Watches, WatchRules, Webhook
+
+logger = logging.getLogger(__name__)
 
 MAX_UTTERANCES = 20_000
 
@@ -53,16 +59,36 @@ class Unasked:
         with self.turns.answer():
             return self.watches.add(written, rules, at_seconds, hook)
 
+    def remember(self, memory: StoredMemory | None, records: Records, write: bool) -> None:
+        """Go on with the watches of a stored memory, if there is one, and keep them there. Damage is logged and left."""
+        if memory is None:
+            return
+
+        def picture_of(chunk_id: int) -> bytes:
+            record = records.get(chunk_id)
+            return record.thumbnail if record else b""
+
+        kept = KeptWatches(Notes(memory.manifest), picture_of, write)
+        try:
+            with self.turns.answer():
+                num = self.watches.take_up(kept)
+        except (MemoryBankError, WatchError) as error:
+            logger.warning("%s; the watches of this memory are lost", error)
+            return
+        self.kept = f"Kept in this memory: {_count(num)}." if num else ""
+
     def take_over(self, before: Unasked) -> None:
         """Watch and comment as `before` did on another stream of the same model and settings; nothing is seen or said yet."""
-        watches = before.watches.active
-        for watch in watches:
+        known = {watch.condition.text.lower() for watch in self.watches.active}
+        watches = [watch for watch in before.watches.active if watch.condition.text.lower() not in known]
+        for watch in watches[: MAX_WATCHES - len(known)]:
             self.watch(watch.written, watch.rules, 0.0, before.watches.hooks.get(watch.number))
-        parts = [f"{len(watches)} {'watch' if len(watches) == 1 else 'watches'}"] if watches else []
+        parts = [_count(len(watches))] if watches else []
         if before.narration:
             self.narrate(before.narration)
             parts.append("the commentary")
-        self.kept = f"Kept from the stream before: {' and '.join(parts)}." if parts else ""
+        self.kept += f" Kept from the stream before: {' and '.join(parts)}." if parts else ""
+        self.kept = self.kept.strip()
 
     def look(self, record: ChunkRecord) -> None:
         """The newest chunk, in the turn in which it was stored: the watches look at it, and commentary is to."""
@@ -107,6 +133,10 @@ class Unasked:
             if self.commentator:
                 self.commentator.forget(start_seconds, end_seconds)
 
+    def close(self) -> None:
+        """Bring what waits to the stored memory. Idempotent."""
+        self.watches.save()
+
     def _change_voice(self, commentator: Commentator | None) -> None:
         with self._voice:
             if self.commentator:
@@ -116,6 +146,10 @@ class Unasked:
     def _say(self, utterances: Sequence[Utterance]) -> None:
         self.utterances.extend(utterances)
         self.num_utterances += len(utterances)
+
+
+def _count(num_watches: int) -> str:
+    return f"{num_watches} {'watch' if num_watches == 1 else 'watches'}"
 
 
 class Speaking:

@@ -47,7 +47,7 @@ async def events(studio: Studio, key: str) -> AsyncIterator[str]:
         except PageError:
             return
         if current is not session:
-            session, told = current, 0
+            session, told = current, current.unasked.watches.num_restored_alerts if current else 0
         watches = session.unasked.watches if session else None
         fresh = min(watches.num_alerts - told, len(watches.alerts)) if watches else 0
         for alert in list(watches.alerts)[-fresh:] if watches and fresh else []:

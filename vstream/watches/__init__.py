@@ -2,6 +2,7 @@
 
 from vstream.watches.base import Alert, Findings, Watch, WatchDecision, WatchRules, decision_row, read_log
 from vstream.watches.condition import MAX_WATCHES, Condition, parse_condition
+from vstream.watches.kept import KeptWatches
 from vstream.watches.state import WatchState, replay
 from vstream.watches.watching import Watches
 from vstream.watches.webhook import Webhook
@@ -11,6 +12,7 @@ __all__ = [
     "Alert",
     "Condition",
     "Findings",
+    "KeptWatches",
     "Watch",
     "WatchDecision",
     "WatchRules",

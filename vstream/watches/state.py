@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from vstream.prompts import Prompts
 from vstream.watches.base import Findings, Watch, WatchDecision
@@ -26,6 +27,21 @@ class WatchState:
         self._looks: list[bool] = []
         self._armed = True
         self._fired_at: float | None = None
+
+    def kept(self) -> dict[str, Any]:
+        """What it remembers, ready for JSON."""
+        return {
+            "armed": self._armed,
+            "looks": self._looks,
+            "fired_at_seconds": self._fired_at,
+            "clip_start_seconds": self.clip_start_seconds,
+            "score": self.score,
+        }
+
+    def recall(self, kept: Mapping[str, Any]) -> None:
+        """Go on from what `kept` gave. KeyError if it lacks something."""
+        self._armed, self._looks, self._fired_at = bool(kept["armed"]), list(kept["looks"]), kept["fired_at_seconds"]
+        self.clip_start_seconds, self.score = kept["clip_start_seconds"], kept["score"]
 
     @property
     def pending(self) -> bool:

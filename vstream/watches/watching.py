@@ -6,7 +6,7 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -19,6 +19,7 @@ from vstream.triggers.similarity import similarities
 from vstream.triggers.yes_no import yes_probabilities
 from vstream.watches.base import Alert, Findings, Watch, WatchDecision, WatchRules
 from vstream.watches.condition import MAX_WATCHES, Condition, parse_condition
+from vstream.watches.kept import KeptWatches
 from vstream.watches.state import WatchState
 from vstream.watches.webhook import Webhook
 
@@ -58,6 +59,34 @@ class Watches:
         self._queries = torch.empty(0)
         """float32 [watches, layers, kv_heads, head_dim], in the order of `_jumps`."""
         self._num_set = 0
+        self.num_restored_alerts = 0
+        """Of `alerts`, those that were there before the session."""
+        self._kept: KeptWatches | None = None
+        self._now = 0.0
+
+    def take_up(self, kept: KeptWatches) -> int:
+        """Go on with the watches of a stored memory, with their log and alerts, and keep them there from now on; of one that is
+        only read, the log and the alerts. Returns how many watches go on. Raises MemoryBankError, and WatchError for damage."""
+        with self._lock:
+            self.log.extend(kept.decisions())
+            self.alerts.extend(kept.alerts())
+            self.num_decisions, self.num_alerts = kept.first_free("decision"), kept.first_free("alert")
+            self.num_restored_alerts = self.num_alerts
+            if not kept.write:
+                return 0
+            for state, active in kept.states(self.prompts):
+                self._num_set = max(self._num_set, state.watch.number)
+                if active:
+                    self._register(state)
+            self._kept = kept
+            return len(self._states)
+
+    def save(self, ended: Sequence[WatchState] = ()) -> None:
+        """Bring everything to the stored memory, if there is one. ended: watches that were active until now."""
+        if self._kept is not None:
+            with self._lock:
+                states = [*((state, True) for state in self._states.values()), *((state, False) for state in ended)]
+                self._kept.save(states, self._now)
 
     def add(self, written: str, rules: WatchRules | None = None, at_seconds: float = 0.0, hook: Webhook | None = None) -> Watch:
         """Set a watch from stream time `at_seconds` on. hook: posts its alerts.
@@ -69,6 +98,7 @@ class Watches:
             watch = self._add(written, condition, rules or WatchRules(), at_seconds)
             if hook is not None:
                 self.hooks[watch.number] = hook
+            self.save()
             return watch
 
     def _add(self, written: str, condition: Condition, rules: WatchRules, at_seconds: float) -> Watch:
@@ -79,20 +109,26 @@ class Watches:
             raise WatchError(f'"{condition.text}" is being watched for already; remove that watch first, or word it otherwise')
         self._num_set += 1
         watch = Watch(self._num_set, written.strip(), condition, rules, at_seconds)
-        self._jumps[watch.number] = QueryJump(self.adapter.encode_question(_gist(condition.subject or condition.text)))
-        self._runs[watch.number] = self.adapter.question_run(self.prompts.watch.format(condition=condition.text))
-        self._states[watch.number] = WatchState(watch, self.prompts)
-        self._queries = torch.stack([jump.query.per_layer for jump in self._jumps.values()])
+        self._register(WatchState(watch, self.prompts))
         return watch
+
+    def _register(self, state: WatchState) -> None:
+        number, condition = state.watch.number, state.watch.condition
+        self._jumps[number] = QueryJump(self.adapter.encode_question(_gist(condition.subject or condition.text)))
+        self._runs[number] = self.adapter.question_run(self.prompts.watch.format(condition=condition.text))
+        self._states[number] = state
+        self._queries = torch.stack([jump.query.per_layer for jump in self._jumps.values()])
 
     def remove(self, number: int) -> None:
         """End a watch; its alerts and its part of the log stay. Raises WatchError for a number that is not active."""
         with self._lock:
-            if self._states.pop(number, None) is None:
+            ended = self._states.pop(number, None)
+            if ended is None:
                 raise WatchError(f"there is no watch number {number}; it may have ended already")
             del self._jumps[number], self._runs[number]
             if self._jumps:
                 self._queries = torch.stack([jump.query.per_layer for jump in self._jumps.values()])
+            self.save([ended])
 
     def forget(self, start_seconds: float, end_seconds: float) -> None:
         """Take back alerts and decisions about a span of the stream."""
@@ -102,6 +138,8 @@ class Watches:
             found = [(d, d.findings) for d in self.log]
             log = [d for d, f in found if f.end_seconds <= start_seconds or f.start_seconds >= end_seconds]
             self.log = deque(log, MAX_LOG)
+            if self._kept is not None:
+                self._kept.forget(start_seconds, end_seconds)
 
     @property
     def active(self) -> list[Watch]:
@@ -123,12 +161,18 @@ class Watches:
         started = time.perf_counter()
         decisions = [self._states[found.watch].decide(found) for found in self._find(moment)]
         alerts = [self._alert(decision, moment) for decision in decisions if decision.verdict == "fired"]
+        self._now = moment.record.end_seconds
+        if self._kept is not None:
+            self._kept.decided(decisions, self.num_decisions)
+            self._kept.alerted(alerts, self.num_alerts)
         self.log.extend(decisions)
         self.num_decisions += len(decisions)
         self.alerts.extend(alerts)
         self.num_alerts += len(alerts)
         for number in [number for number, state in self._states.items() if state.done]:
             self.remove(number)
+        if self._kept is not None and (alerts or self._kept.due(self._now)):
+            self.save()
         self.spent_seconds += time.perf_counter() - started
         return alerts
 
