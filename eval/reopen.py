@@ -32,6 +32,7 @@ from vstream.models import chosen_model, chosen_settings
 from vstream.progress import Progress
 from vstream.remembered import identity_of
 from vstream.session import StreamSession
+from vstream.ui.timeline import bars_of
 
 QUESTION = "when did the red circle appear ?"
 CHUNKS_PER_COMMIT = 1800
@@ -39,6 +40,7 @@ NUM_DIFFERENT = 64
 """Chunks that are drawn; the others repeat their numbers under ids and times of their own."""
 READ_TOKENS = (8, 64, 512)
 READS = 30
+STEPS = ("open", "first answer", "next answer", "timeline", "timeline again")
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -89,7 +91,7 @@ def _pending(drawn: ChunkKV, chunk_id: int) -> Pending:
 
 
 def measure(folder: Path, adapter: ModelAdapter, config: SessionConfig, row: dict[str, Any]) -> None:
-    """Open one memory, ask it twice and draw its timeline."""
+    """Open one memory, ask it twice and draw its timeline twice, as the page does."""
     before = resident_bytes()
     marks = [time.perf_counter()]
     session = StreamSession.open(adapter, folder, config)
@@ -98,13 +100,17 @@ def measure(folder: Path, adapter: ModelAdapter, config: SessionConfig, row: dic
     for _ in range(2):
         session.answer(QUESTION)
         marks.append(time.perf_counter())
-    num_moments = len(session.timeline)
-    marks.append(time.perf_counter())
+    answered = resident_bytes()
+    for _ in range(2):
+        bars = bars_of(session.timeline, session.bank.tiers().get, steps=session.bank.steps())
+        marks.append(time.perf_counter())
+    row["num_index_bytes"] = session.retriever.num_bytes
     session.close()
-    assert num_moments == row["num_chunks"]
-    for name, start, end in zip(("open", "first answer", "next answer", "timeline"), marks, marks[1:], strict=False):
+    assert sum(bar.num_chunks for bar in bars) == row["num_chunks"]
+    for name, start, end in zip(STEPS, marks, marks[1:], strict=False):
         row["times"].setdefault(name, []).append(end - start)
     row["times"].setdefault("rss to open", []).append(float(max(0, opened - before)))
+    row["times"].setdefault("rss to answer", []).append(float(max(0, answered - opened)))
 
 
 def summed(row: dict[str, Any]) -> dict[str, Any]:
@@ -138,22 +144,23 @@ def checksums(adapter: ModelAdapter, place: Path) -> list[dict[str, Any]]:
 
 def print_result(result: dict[str, Any]) -> None:
     print(f"Reopening, medians, {hardware_words()}, {torch.get_num_threads()} threads")
-    header = ["stream", "chunks", "on disk", "segments", "open", "RSS to open", "first answer", "next answer", "timeline"]
+    header = ["stream", "chunks", "on disk", "segments", "index in RAM", "RSS to open, to answer", *STEPS]
     rows = [
         [
             f"{row['hours']:g} h",
             row["num_chunks"],
             f"{row['num_bytes'] / 2**20:.0f} MiB",
             row["num_segments"],
-            _ms(row["open"]),
-            f"{row['rss to open'] / 2**20:.1f} MiB",
-            *(_ms(row[name]) for name in ("first answer", "next answer", "timeline")),
+            f"{row['num_index_bytes'] / 2**20:.1f} MiB",
+            f"{row['rss to open'] / 2**20:.1f}, {row['rss to answer'] / 2**20:.1f} MiB",
+            *(_ms(row[name]) for name in STEPS),
         ]
         for row in result["reopen"]
     ]
     print(table(header, rows))
     first, last = result["reopen"][0], result["reopen"][-1]
-    print(f"\nopen {last['hours']:g} h : {first['hours']:g} h = {last['open'] / first['open']:.2f}")
+    ratios = ", ".join(f"{name} {last[name] / first[name]:.2f}" for name in STEPS)
+    print(f"\n{last['hours']:g} h : {first['hours']:g} h: {ratios}")
     print("\nChecksums on read, pages warm")
     header = ["tokens", "bytes", "read", "checksum", "read, checked, unpacked", "share of checksum"]
     names = ("read", "checksum", "whole")

@@ -155,13 +155,8 @@ class StoredMemory:
                 continue
         return found
 
-    def stored_vectors(self, file: VectorFile, first: int = 0, until_chunk_id: int | None = None) -> StoredVectors:
-        """The vectors of chunks whose KV is stored, up to one chunk, as far as `file` holds them from record `first` on."""
-        return StoredVectors.newest(file, self.manifest.ids_up_to(until_chunk_id), first)
-
-    def without_vector(self, stored: StoredVectors, until_chunk_id: int | None = None) -> Iterator[ChunkKV]:
-        """The stored chunks, up to one, whose vectors are not as they were written."""
-        wanted = self.manifest.ids_up_to(until_chunk_id)
+    def without_vector(self, wanted: np.ndarray, stored: StoredVectors) -> Iterator[ChunkKV]:
+        """Those of these chunks (ids int64) that are not among the vectors found for them."""
         for chunk_id in wanted[~np.isin(wanted, stored.chunk_ids)].tolist():
             try:
                 yield self.get(chunk_id)

@@ -43,9 +43,10 @@ class StoredVectors:
         none = np.zeros(0, np.int64)
         found: list[tuple[np.ndarray, ...]] = [(none, none, np.zeros((0, 2)), none)]
         for start, records, right in file.blocks(first):
-            at = np.flatnonzero(right & np.isin(records["chunk_id"], chunk_ids))
+            at = np.flatnonzero(right)
             found.append((start + at, *(records[name][at] for name in ("chunk_id", "span", "num_tokens"))))
-        numbers, ids, spans, num_tokens = (np.concatenate(column) for column in zip(*found, strict=True))
+        wanted = np.isin(np.concatenate([part[1] for part in found]), chunk_ids)
+        numbers, ids, spans, num_tokens = (np.concatenate(column)[wanted] for column in zip(*found, strict=True))
         if not (ids[1:] > ids[:-1]).all():
             # A chunk that was thinned has an older record, too.
             _, from_behind = np.unique(ids[::-1], return_index=True)

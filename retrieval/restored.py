@@ -66,12 +66,13 @@ class Restored(Retriever):
                 self.base.remove(told.chunk_ids.tolist())
             self._file, self._num_told, self._told = file, 0, []
         first, self._num_told = self._num_told, file.num_records
-        stored = self._memory.stored_vectors(file, first, until)
+        wanted = self._memory.manifest.ids_up_to(until)
+        stored = StoredVectors.newest(file, wanted, first)
         self.base.remove(stored.chunk_ids.tolist())
         self.base.restore(stored)
         self._told.append(stored)
         if not first:
-            for chunk in self._memory.without_vector(stored, until):
+            for chunk in self._memory.without_vector(wanted, stored):
                 self.base.remove([chunk.chunk_id])
                 self.base.add(chunk)
 

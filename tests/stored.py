@@ -12,6 +12,7 @@ from memory import DurableBank, open_memory
 from memory.identity import Identity
 from memory.records import ChunkRecord
 from memory.stored import StoredMemory
+from memory.stored_vectors import StoredVectors
 from memory.vectors import Summaries
 from model_adapters.base import ChunkKV
 
@@ -45,8 +46,9 @@ def stored_bank(folder: Path, gpu_bytes: int = 0, ram_bytes: int = 0, **options:
 
 def vectors_of(memory: StoredMemory) -> dict[int, np.ndarray]:
     """The vector of every stored chunk, from its file or made again."""
-    stored = memory.stored_vectors(memory.vectors)
-    again = list(memory.without_vector(stored))
+    ids = memory.manifest.ids_up_to()
+    stored = StoredVectors.newest(memory.vectors, ids)
+    again = list(memory.without_vector(ids, stored))
     found: dict[int, np.ndarray] = {}
     for block in [*([Summaries.of(again)] if again else []), *stored.summaries()]:
         new = dict(zip(block.chunk_ids.tolist(), block.mean_keys, strict=True))
