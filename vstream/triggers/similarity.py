@@ -12,7 +12,7 @@ from model_adapters.base import ChunkKV, Query
 from vstream.triggers.base import Decision, LiveChunk, Trigger
 from vstream.triggers.recent import Recent
 
-Z_FIRE = 1.25
+Z_FIRE = 1.5
 """Low, because it only chooses what a model is then asked."""
 ENOUGH_VALUES = 30
 """What a few values have in common says little about what is usual: until there are so many, less of a jump is enough."""
