@@ -156,9 +156,14 @@ class ModelAdapter(ABC):
     def picture(self, chunk: Chunk) -> torch.Tensor:
         """The chunk's frames resized for the tower: uint8 [T, 3, h, w], T a multiple of `frames_per_slot`."""
 
-    @abstractmethod
     def embed(self, picture: torch.Tensor) -> VisualTokens:
         """Run the vision tower on one chunk's picture."""
+        return self.embed_many([picture])[0]
+
+    @abstractmethod
+    def embed_many(self, pictures: Sequence[torch.Tensor]) -> list[VisualTokens]:
+        """Run the vision tower once on the pictures of several chunks. Each has the tokens that it would have alone, up to
+        rounding. pictures: at least one, of any sizes that `picture` gives."""
 
     @abstractmethod
     def chunk_run(self, chunk: Chunk, grid: tuple[int, int, int], keep: torch.Tensor, visual: VisualTokens | None) -> TokenRun:

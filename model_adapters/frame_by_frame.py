@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -13,7 +14,7 @@ from transformers import AutoConfig
 from data.frames import Chunk
 from model_adapters.base import TokenRun, VisualTokens
 from model_adapters.preprocess import normalised, stretched, video_settings
-from model_adapters.stock import Layout, StockAdapter
+from model_adapters.stock import Layout, StockAdapter, shared_out
 
 
 @dataclass(frozen=True)
@@ -97,8 +98,9 @@ class SquareFramesAdapter(FrameByFrameAdapter):
         return normalised(picture, self.spec.mean, self.spec.std).to(self.model.dtype)
 
     @torch.inference_mode()
-    def embed(self, picture: torch.Tensor) -> VisualTokens:
-        return VisualTokens(self.features(self.pixels(picture)), (len(picture), self.spec.cells, self.spec.cells))
+    def embed_many(self, pictures: Sequence[torch.Tensor]) -> list[VisualTokens]:
+        features = self.features(torch.cat([self.pixels(picture) for picture in pictures]))
+        return shared_out(features, [(len(picture), self.spec.cells, self.spec.cells) for picture in pictures])
 
 
 def within(height: int, width: int, longest: int) -> tuple[int, int]:

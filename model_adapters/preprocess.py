@@ -92,6 +92,17 @@ def patchify(picture: torch.Tensor, spec: PixelSpec, dtype: torch.dtype = torch.
     return x.reshape(t * gh * gw, 3 * tp * p * p), torch.tensor([[t, gh, gw]], device=picture.device)
 
 
+def patched(pictures: Sequence[torch.Tensor], spec: PixelSpec, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    """Several pictures by `patchify`, one behind the other: (patches, grid_thw [pictures, 3])."""
+    patches, grids = zip(*(patchify(picture, spec, dtype) for picture in pictures), strict=True)
+    return torch.cat(patches), torch.cat(grids)
+
+
+def merged(grids: torch.Tensor, merge_size: int) -> list[tuple[int, int, int]]:
+    """(slots, rows, columns) of merged tokens for every row of grid_thw [pictures, 3]."""
+    return [(slots, rows // merge_size, columns // merge_size) for slots, rows, columns in grids.tolist()]
+
+
 def normalised(picture: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
     """uint8 [T, 3, h, w] to float32 of the same shape, each channel shifted and scaled as the tower was trained."""
     shift = torch.tensor(mean, device=picture.device).view(1, 3, 1, 1)

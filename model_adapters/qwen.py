@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,8 +11,8 @@ import torch
 from data.frames import Chunk
 from model_adapters.base import TokenRun, VisualTokens
 from model_adapters.placement import Timed
-from model_adapters.preprocess import patchify, resize
-from model_adapters.stock import Layout, StockAdapter
+from model_adapters.preprocess import merged, patched, patchify, resize
+from model_adapters.stock import Layout, StockAdapter, shared_out
 
 TRAINED_LENGTH = 32768
 """Qwen2.5-VL and the Omni thinkers were trained on contexts up to this; what their configs allow beyond it is extrapolation."""
@@ -34,14 +35,12 @@ class QwenAdapter(StockAdapter):
         return patchify(picture, self.spec, self.model.dtype)[0]
 
     @torch.inference_mode()
-    def embed(self, picture: torch.Tensor) -> VisualTokens:
-        patches, grid = patchify(picture, self.spec, self.model.dtype)
-        out = self.model.model.get_video_features(patches, grid)
-        t, rows, columns = grid[0].tolist()
-        merge = self.spec.merge_size
+    def embed_many(self, pictures: Sequence[torch.Tensor]) -> list[VisualTokens]:
+        patches, grids = patched(pictures, self.spec, self.model.dtype)
+        out = self.model.model.get_video_features(patches, grids)
         levels = getattr(out, "deepstack_features", None)
         deepstack = torch.stack([torch.cat(tuple(level)) for level in levels]) if levels else None
-        return VisualTokens(torch.cat(tuple(out.pooler_output)), (t, rows // merge, columns // merge), deepstack)
+        return shared_out(torch.cat(tuple(out.pooler_output)), merged(grids, self.spec.merge_size), deepstack)
 
 
 class StampedQwenAdapter(QwenAdapter):

@@ -4,8 +4,8 @@ A family is one file with a subclass of `StockAdapter` and one row in `registry.
 1. the class attributes below: the model class in transformers, the tokens it needs, what its template writes for a video;
 2. `read_pixels(folder)`: how pixels are prepared, from the checkpoint's preprocessor_config.json; a value with at least `cell`
    and `temporal_patch_size`;
-3. `picture(chunk)`, `pixels(picture)` and `embed(picture)`: the resized picture, what the tower is fed with, and what it
-   returns through the model's own feature method;
+3. `picture(chunk)`, `pixels(picture)` and `embed_many(pictures)`: the resized picture, what the tower is fed with, and what it
+   returns for several pictures through the model's own feature method;
 4. `chunk_run(chunk, grid, keep, visual)`: which tokens stand for a chunk and at which positions; see `Layout`.
 Everything else is inherited. tests/checkpoints.py gets a builder of a small random checkpoint, and the conformance kit
 (tests/test_adapters.py, `python -m model_adapters.check FOLDER`) says what is not right yet.
@@ -210,6 +210,15 @@ class StockAdapter(DecoderAdapter):
         last = len(chunk.pts_seconds) - 1
         first = slot * self.frames_per_slot
         return (chunk.pts_seconds[min(first, last)] + chunk.pts_seconds[min(first + self.frames_per_slot - 1, last)]) / 2
+
+
+def shared_out(
+    embeds: torch.Tensor, grids: Sequence[tuple[int, int, int]], deepstack: torch.Tensor | None = None
+) -> list[VisualTokens]:
+    """The tokens of several pictures that lie one behind the other: embeds [N, D], deepstack [levels, N, D]."""
+    sizes = [slots * rows * columns for slots, rows, columns in grids]
+    levels = [None] * len(sizes) if deepstack is None else deepstack.split(sizes, dim=1)
+    return [VisualTokens(*parts) for parts in zip(embeds.split(sizes), grids, levels, strict=True)]
 
 
 def limited(name: str, spec: Any, max_pixels: int) -> PixelSpec:

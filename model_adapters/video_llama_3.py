@@ -5,6 +5,7 @@ Its own pruner of frames that hardly change stays off: dropping does that here, 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -12,7 +13,8 @@ import torch
 from data.frames import Chunk
 from model_adapters.base import VisualTokens
 from model_adapters.frame_by_frame import FrameByFrameAdapter
-from model_adapters.preprocess import PixelSpec, patchify, resize, video_settings
+from model_adapters.preprocess import PixelSpec, merged, patched, patchify, resize, video_settings
+from model_adapters.stock import shared_out
 
 
 class VideoLlama3Adapter(FrameByFrameAdapter):
@@ -41,9 +43,8 @@ class VideoLlama3Adapter(FrameByFrameAdapter):
         return patchify(picture, self.spec, self.model.dtype)[0]
 
     @torch.inference_mode()
-    def embed(self, picture: torch.Tensor) -> VisualTokens:
-        patches, grid = patchify(picture, self.spec, self.model.dtype)
-        merge = torch.tensor([self.spec.merge_size], device=grid.device)
-        out = self.model.model.get_video_features(patches, grid, merge)
-        slots, rows, columns = grid[0].tolist()
-        return VisualTokens(torch.cat(out.pooler_output), (slots, rows // int(merge), columns // int(merge)))
+    def embed_many(self, pictures: Sequence[torch.Tensor]) -> list[VisualTokens]:
+        patches, grids = patched(pictures, self.spec, self.model.dtype)
+        merge = torch.tensor([self.spec.merge_size] * len(grids), device=grids.device)
+        out = self.model.model.get_video_features(patches, grids, merge)
+        return shared_out(torch.cat(out.pooler_output), merged(grids, self.spec.merge_size))

@@ -216,8 +216,8 @@ def test_peek_tells_what_keep_will_do_and_leaves_no_trace(drop: str, key_every: 
         picture = altered(grey(120), cells, int(rng.integers(-60, 60)))
         tower.tokens = torch.from_numpy(rng.normal(size=(ROWS * COLUMNS, 6)))
         for _ in range(int(rng.integers(0, 3))):
-            asked.peek(altered(picture, [(0, 0)], 30), tower)
-        peeked, _ = asked.peek(picture, tower)
+            asked.fork().keep(altered(picture, [(0, 0)], 30), tower)
+        peeked, _ = asked.fork().keep(picture, tower)
         a, b = quiet.keep(picture, tower)[0], asked.keep(picture, tower)[0]
         assert torch.equal(a, b) and torch.equal(a, peeked)
 

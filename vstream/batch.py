@@ -212,7 +212,8 @@ def answer_video(video: str, rows: list[Row], job: Job) -> Iterator[Row]:
                 folder = _remembered_in(job, video) if job.folder else None
                 session = opened.enter_context(StreamSession(adapter, job.config, memory=folder))
                 joined = session.join(source.info.label, source.recording_key, source.place_key)
-                watch_until = Reel(session, source.frames(job.config.fps, joined.start_seconds)).watch_until
+                frames = source.frames(job.config.fps, joined.start_seconds)
+                watch_until = Reel(session, frames, lambda: source.waits).watch_until
             while waiting:
                 row = waiting[0]
                 at = row.get("at")

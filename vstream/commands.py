@@ -80,7 +80,7 @@ def watch(session: StreamSession, source: Source, end: float, from_start: bool =
     total = end if math.isfinite(end) else source.info.duration_seconds
     frames = source.frames(session.config.fps, joined.start_seconds)
     with Progress("watching", total) as progress:
-        Reel(session, frames).watch_until(end, progress.update)
+        Reel(session, frames, lambda: source.waits).watch_until(end, progress.update)
 
 
 def answer_row(answer: Answer, session: StreamSession) -> dict[str, object]:

@@ -65,7 +65,8 @@ class Feeder:
             joined = self.session.join(source.info.label, source.recording_key, source.place_key)
             if joined.words:
                 log.warning("%s", joined.words)
-            for _ in self.session.feed(self.source.frames(self.session.config.fps, joined.start_seconds)):
+            frames = source.frames(self.session.config.fps, joined.start_seconds)
+            for _ in self.session.feed(frames, lambda: source.waits):
                 if self._stopped.is_set():
                     break
             self.session.finish()

@@ -5,22 +5,36 @@ from __future__ import annotations
 import io
 from collections import deque
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 
 import numpy as np
+import torch
 from PIL import Image
 
 from data.change import num_cells
 from data.frames import Chunk
 from memory.base import Bank
 from memory.records import ChunkRecord
-from model_adapters.base import ChunkKV, KVContext, ModelAdapter, TokenRun
+from model_adapters.base import ChunkKV, KVContext, ModelAdapter, TokenRun, VisualTokens
 from retrieval.base import Retriever
 from vstream.config import SessionConfig
-from vstream.token_drop import create_token_drop
+from vstream.token_drop import TokenDrop, create_token_drop
 
 SINK_ID = -1
 """The id of what is never stored: the sink."""
 THUMBNAIL_SIDE = 128
+MANY_CELLS = 1024
+"""Merged tokens beyond which chunks pass the tower one by one: it is busy with one, and memory is not for nothing."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A chunk that was looked at. grid: slots, rows, columns. keep: bool [N] on the CPU. visual: None if nothing is kept."""
+
+    chunk: Chunk
+    grid: tuple[int, int, int]
+    keep: torch.Tensor
+    visual: VisualTokens | None
 
 
 class Ingest:
@@ -41,9 +55,43 @@ class Ingest:
         keys, values = adapter.extend(self.live, run)
         self.sink = ChunkKV(SINK_ID, keys, values, run.position_ids, run.span, 0.0, 0.0)
 
-    def add(self, chunk: Chunk) -> tuple[ChunkRecord, list[int]]:
-        """Encode and store one chunk. Returns its record and the ids of chunks that memory dropped to make room."""
-        kv, keep, run = self._encode(chunk, self.live, peek=False)
+    def look(self, chunks: Sequence[Chunk]) -> list[Seen]:
+        """The next chunks through resizing, dropping and the tower, which they pass together. Each is then to be added, in this
+        order. What is dropped is decided as for one chunk after the other."""
+        return self._look(chunks, self.drop)
+
+    def _look(self, chunks: Sequence[Chunk], drop: TokenDrop) -> list[Seen]:
+        pictures = [self.adapter.picture(chunk) for chunk in chunks]
+        tokens: list[VisualTokens | None]
+        if drop.needs_tokens:
+            tokens = [*self._embed(pictures)]
+            masks = [drop.decide(picture, own) for picture, own in zip(pictures, tokens, strict=True)]
+        else:
+            masks = [drop.decide(picture, None) for picture in pictures]
+            changed = iter(self._embed([picture for picture, keep in zip(pictures, masks, strict=True) if keep.any()]))
+            tokens = [next(changed) if keep.any() else None for keep in masks]
+        grids = [(len(p) // self.adapter.frames_per_slot, *num_cells(p, self.adapter.cell)) for p in pictures]
+        return [Seen(*parts) for parts in zip(chunks, grids, masks, tokens, strict=True)]
+
+    def _embed(self, pictures: Sequence[torch.Tensor]) -> list[VisualTokens]:
+        """The tower on several pictures, in as few forwards as `MANY_CELLS` allows."""
+        found: list[VisualTokens] = []
+        group: list[torch.Tensor] = []
+        num_held = 0
+        for picture in pictures:
+            rows, columns = num_cells(picture, self.adapter.cell)
+            num_here = len(picture) // self.adapter.frames_per_slot * rows * columns
+            if group and num_held + num_here > MANY_CELLS:
+                found += self.adapter.embed_many(group)
+                group, num_held = [], 0
+            group.append(picture)
+            num_held += num_here
+        return found + (self.adapter.embed_many(group) if group else [])
+
+    def add(self, seen: Seen) -> tuple[ChunkRecord, list[int]]:
+        """Prefill and store one chunk. Returns its record and the ids of chunks that memory dropped to make room."""
+        chunk, keep = seen.chunk, seen.keep
+        kv, run = self._prefill(seen, self.live)
         self.newest = kv, run
         record = ChunkRecord(
             chunk_id=chunk.chunk_id,
@@ -51,7 +99,7 @@ class Ingest:
             end_seconds=chunk.end_seconds,
             last_pts_seconds=chunk.pts_seconds[-1],
             num_tokens=kv.num_tokens,
-            keep=keep,
+            keep=keep.view(seen.grid).numpy(),
             thumbnail=thumbnail(chunk.frames[0]),
         )
         dropped = remember(self.bank, self.retriever, kv, record)
@@ -70,18 +118,14 @@ class Ingest:
 
     def partial(self, chunk: Chunk) -> ChunkKV:
         """The KV of an unfinished chunk, for one question; nothing that is stored changes."""
-        return self._encode(chunk, self.live.fork(), peek=True)[0]
+        (seen,) = self._look([chunk], self.drop.fork())
+        return self._prefill(seen, self.live.fork())[0]
 
-    def _encode(self, chunk: Chunk, context: KVContext, peek: bool) -> tuple[ChunkKV, np.ndarray, TokenRun]:
-        adapter = self.adapter
-        picture = adapter.picture(chunk)
-        decide = self.drop.peek if peek else self.drop.keep
-        keep, visual = decide(picture, lambda: adapter.embed(picture))
-        grid = (len(picture) // adapter.frames_per_slot, *num_cells(picture, adapter.cell))
-        run = adapter.chunk_run(chunk, grid, keep, visual)
-        keys, values = adapter.extend(context, run)
-        kv = ChunkKV(chunk.chunk_id, keys, values, run.position_ids, run.span, chunk.start_seconds, chunk.end_seconds)
-        return kv, keep.view(grid).numpy(), run
+    def _prefill(self, seen: Seen, context: KVContext) -> tuple[ChunkKV, TokenRun]:
+        chunk = seen.chunk
+        run = self.adapter.chunk_run(chunk, seen.grid, seen.keep, seen.visual)
+        keys, values = self.adapter.extend(context, run)
+        return ChunkKV(chunk.chunk_id, keys, values, run.position_ids, run.span, chunk.start_seconds, chunk.end_seconds), run
 
     def _slide(self, newest: ChunkKV) -> None:
         """Move the window forward. What stays is given small positions again, so that they never grow."""

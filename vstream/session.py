@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
 from data.errors import MemoryBankError, QuestionError
-from data.frames import PTS_TOLERANCE_SECONDS, Chunk, Chunker, Frame, sample
+from data.frames import PTS_TOLERANCE_SECONDS, Chunker, Frame, sample
 from memory import Bank, DurableBank, MemoryBank
 from memory.base import add_span
 from memory.files import Fault, no_fault
@@ -27,9 +27,10 @@ from retrieval.compose import compose_retriever
 from retrieval.restored import Restored
 from vstream.answer import Answer, Answerer, View, checked_question, is_text
 from vstream.config import SessionConfig
-from vstream.ingest import ChunkRecord, Ingest
+from vstream.ingest import ChunkRecord, Ingest, Seen
 from vstream.remembered import Joined, join, leave_off, opened_memory, stored_settings
 from vstream.stats import Stats
+from vstream.together import never, num_at_once, together
 from vstream.turns import Turns
 from vstream.unasked import Speaking, Unasked
 
@@ -133,41 +134,42 @@ class StreamSession(Speaking):
         """What is added to the times of the source that is being watched."""
         return (self._joined or self.join()).offset_seconds
 
-    def feed(self, frames: Iterable[Frame]) -> Iterator[ChunkRecord]:
-        """Watch frames in stream order; yields the record of every chunk as it is stored. Lazy: iterate it to make it run."""
+    def feed(self, frames: Iterable[Frame], waits: Callable[[], bool] = never) -> Iterator[ChunkRecord]:
+        """Watch frames in stream order; yields the record of every chunk as it is stored. Lazy: iterate it to make it run.
+        waits: whether a further frame is there already (`Source.waits`); such frames are looked at together."""
         shifted = (replace(frame, pts_seconds=frame.pts_seconds + self.offset_seconds) for frame in frames)
-        for frame in sample(shifted, self.config.fps, after_seconds=self._now):
-            yield from self._push(frame)
+        for group in together(sample(shifted, self.config.fps, self._now), waits, lambda: num_at_once(self.config, self.turns)):
+            yield from self._push(group)
 
-    def push(self, frame: Frame) -> list[ChunkRecord]:
-        """Watch one frame that is already sampled to `fps`. Returns the records of the chunks it completed."""
-        return self._push(replace(frame, pts_seconds=frame.pts_seconds + self.offset_seconds))
+    def push(self, *frames: Frame) -> list[ChunkRecord]:
+        """Watch frames that are already sampled to `fps`, together. Returns the records of the chunks they completed."""
+        return self._push([replace(frame, pts_seconds=frame.pts_seconds + self.offset_seconds) for frame in frames])
 
-    def _push(self, frame: Frame) -> list[ChunkRecord]:
+    def _push(self, frames: Sequence[Frame]) -> list[ChunkRecord]:
         # Cut and stored in one turn: a question in between would see neither the open chunk nor the stored one.
         with self.turns.ingest(), self._lock:
-            self._now = frame.pts_seconds
-            self.stats.num_frames += 1
-            records = [self._store(chunk) for chunk in self.chunker.push(frame)]
+            chunks = [chunk for frame in frames for chunk in self.chunker.push(frame)]
+            self._now = frames[-1].pts_seconds
+            self.stats.num_frames += len(frames)
+            records = [self._store(seen) for seen in self.ingest.look(chunks)]
         self.unasked.speak()
         return records
 
     def finish(self) -> list[ChunkRecord]:
         """The stream has ended: store its last, unfinished chunk."""
         with self.turns.ingest(), self._lock:
-            records = [self._store(chunk) for chunk in self.chunker.flush()]
+            records = [self._store(seen) for seen in self.ingest.look(self.chunker.flush())]
         self.unasked.speak()
         self.unasked.finish()
         return records
 
-    def _store(self, chunk: Chunk) -> ChunkRecord:
-        record, dropped = self.ingest.add(chunk)
+    def _store(self, seen: Seen) -> ChunkRecord:
+        record, dropped = self.ingest.add(seen)
         self.records.add(record)
         self._end = record.end_seconds
         self._dropped.update(dropped)
         # What memory dropped while it is still in the window can be asked about until it leaves it.
-        in_window = {kv.chunk_id for kv in self.ingest.window}
-        gone = self._dropped - in_window
+        gone = self._dropped - {kv.chunk_id for kv in self.ingest.window}
         self.records.remove(gone)
         self._dropped -= gone
         self.stats.count(record)
@@ -212,14 +214,12 @@ class StreamSession(Speaking):
         """What a question at stream time `at` (default: now) may see. Raises QuestionError for a time that was not watched."""
         if self._now is None:
             raise QuestionError("nothing has been watched yet; wait for the first frame")
-        now = self._now
-        at = now if at is None else at
+        at, now = self._now if at is None else at, self._now
         if not 0 <= at <= now + self.config.chunk_seconds + PTS_TOLERANCE_SECONDS:
             raise QuestionError(f"{at:g} s is outside of what has been watched; ask for a time from 0 to {now:g} s")
         recent = self.records.recent(at + PTS_TOLERANCE_SECONDS, self.config.window_seconds)
         until = recent[0].end_seconds if recent else 0.0
-        start = until - self.config.window_seconds - 1e-6
-        ids = {r.chunk_id for r in recent if r.start_seconds >= start}
+        ids = {r.chunk_id for r in recent if r.start_seconds >= until - self.config.window_seconds - 1e-6}
         held = {kv.chunk_id: kv for kv in self.ingest.window}
         missing = self.bank.get(sorted(ids - held.keys()))
         window = sorted([*(kv for i, kv in held.items() if i in ids), *missing], key=lambda kv: kv.start_seconds)

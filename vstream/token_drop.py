@@ -33,11 +33,16 @@ Kept = tuple[torch.Tensor, VisualTokens | None]
 
 
 class TokenDrop(ABC):
-    """Decides, chunk by chunk, which visual tokens are kept. Holds the reference of one stream."""
+    """Decides, chunk by chunk, which visual tokens are kept. Holds the reference of one stream.
+
+    needs_tokens: whether it looks at the tokens before it decides, so that the tower runs on every chunk.
+    """
+
+    needs_tokens = True
 
     @abstractmethod
-    def keep(self, picture: torch.Tensor, embed: Embed) -> Kept:
-        """Decide on the next chunk. picture: uint8 [T, 3, h, w]; `embed` runs the tower, and is called only if needed."""
+    def decide(self, picture: torch.Tensor, visual: VisualTokens | None) -> torch.Tensor:
+        """The mask of the next chunk: bool [N] on the CPU. picture: uint8 [T, 3, h, w]; visual: where it `needs_tokens`."""
 
     @abstractmethod
     def leave(self) -> Reference:
@@ -51,17 +56,23 @@ class TokenDrop(ABC):
     def clear(self) -> None:
         """Forget what the next chunk would be compared with: it is kept whole. A threshold that was calibrated stays."""
 
-    def peek(self, picture: torch.Tensor, embed: Embed) -> Kept:
-        """What `keep` would keep, leaving the reference as it is."""
-        return copy.deepcopy(self).keep(picture, embed)
+    def keep(self, picture: torch.Tensor, embed: Embed) -> Kept:
+        """Decide on the next chunk; `embed` runs the tower, and is called only if needed."""
+        visual = embed() if self.needs_tokens else None
+        kept = self.decide(picture, visual)
+        return kept, embed() if visual is None and kept.any() else visual
+
+    def fork(self) -> TokenDrop:
+        """An independent copy: what it decides leaves no trace in this one."""
+        return copy.deepcopy(self)
 
 
 class KeepAll(TokenDrop):
     """Drops nothing: the spec and the baseline."""
 
-    def keep(self, picture: torch.Tensor, embed: Embed) -> Kept:
-        visual = embed()
-        return torch.ones(len(visual.embeds), dtype=torch.bool), visual
+    def decide(self, picture: torch.Tensor, visual: VisualTokens | None) -> torch.Tensor:
+        assert visual is not None
+        return torch.ones(len(visual.embeds), dtype=torch.bool)
 
     def leave(self) -> Reference:
         return Reference()
@@ -123,6 +134,8 @@ class Compared(TokenDrop):
 class PixelDrop(Compared):
     """Drops cells whose pixels did not change, slot by slot, before the vision tower."""
 
+    needs_tokens = False
+
     def __init__(self, cell: float, frames_per_slot: int, threshold: Threshold, reference: str, key_every: int) -> None:
         self.frames_per_slot = frames_per_slot
         self.threshold = threshold
@@ -137,7 +150,7 @@ class PixelDrop(Compared):
     def held(self, picture: torch.Tensor | None) -> None:
         self.detector.held = picture
 
-    def keep(self, picture: torch.Tensor, embed: Embed) -> Kept:
+    def decide(self, picture: torch.Tensor, visual: VisualTokens | None) -> torch.Tensor:
         whole = self.num_chunks % self.key_every == 0
         masks = []
         for slot in picture.split(self.frames_per_slot):
@@ -150,7 +163,7 @@ class PixelDrop(Compared):
             self.detector.update(slot, kept)
             masks.append(kept.flatten())
         self.num_chunks += 1
-        return _with_tokens(torch.cat(masks), embed)
+        return torch.cat(masks).cpu()
 
 
 class FeatureDrop(Compared):
@@ -162,8 +175,8 @@ class FeatureDrop(Compared):
         self.key_every = key_every
         self.held: torch.Tensor | None = None
 
-    def keep(self, picture: torch.Tensor, embed: Embed) -> Kept:
-        visual = embed()
+    def decide(self, picture: torch.Tensor, visual: VisualTokens | None) -> torch.Tensor:
+        assert visual is not None
         whole = self.num_chunks % self.key_every == 0
         masks = []
         for tokens in visual.embeds.float().split(visual.grid[1] * visual.grid[2]):
@@ -177,16 +190,12 @@ class FeatureDrop(Compared):
             self.held = tokens if fresh else torch.where(kept[:, None], tokens, self.held)  # type: ignore[arg-type]
             masks.append(kept)
         self.num_chunks += 1
-        return torch.cat(masks).cpu(), visual
+        return torch.cat(masks).cpu()
 
     def _change(self, tokens: torch.Tensor) -> torch.Tensor:
         if self.held is None or self.held.shape != tokens.shape:
             return torch.full((len(tokens),), 2.0, device=tokens.device)
         return 1 - F.cosine_similarity(tokens, self.held, dim=-1)
-
-
-def _with_tokens(kept: torch.Tensor, embed: Embed) -> Kept:
-    return kept.cpu(), embed() if kept.any() else None
 
 
 def create_token_drop(config: SessionConfig, cell: float, frames_per_slot: int) -> TokenDrop:

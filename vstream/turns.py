@@ -20,6 +20,11 @@ class Turns:
         self._ingests_waiting = 0
         self._in_a_row = 0
 
+    @property
+    def answer_waits(self) -> bool:
+        """Whether a step of an answer waits for its turn."""
+        return self._answers_waiting > 0
+
     @contextmanager
     def answer(self) -> Iterator[None]:
         """A turn for a step of an answer."""

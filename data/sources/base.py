@@ -110,6 +110,11 @@ class Source(ABC):
         tells."""
         return ""
 
+    @property
+    def waits(self) -> bool:
+        """Whether a further frame can be had at once: reading it waits for no time to pass and for no network."""
+        return not self.info.live
+
     @abstractmethod
     def frames(self, fps: float, start_seconds: float = 0.0) -> Iterator[Frame]:
         """The frames in order, the first one of every slot of 1/fps seconds, from `start_seconds` on.

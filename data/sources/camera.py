@@ -86,6 +86,10 @@ class PushSource(Source):
             self._queue.clear()
             self._changed.notify_all()
 
+    @property
+    def waits(self) -> bool:
+        return bool(self._queue)
+
     def frames(self, fps: float, start_seconds: float = 0.0) -> Iterator[Frame]:
         """See `Source.frames`. One reader at a time."""
         slots = Slots(fps)

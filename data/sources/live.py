@@ -75,6 +75,10 @@ class LiveSource(Source):
     def place_key(self) -> str:
         return f"live {key_of(self._url)}" if self.info.live else ""
 
+    @property
+    def waits(self) -> bool:
+        return bool(self._queue)
+
     def frames(self, fps: float, start_seconds: float = 0.0) -> Iterator[Frame]:
         """See `Source.frames`. Ends when the stream ends or `close` is called; SourceError when it is lost for good."""
         slots = Slots(fps)
