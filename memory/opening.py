@@ -101,7 +101,9 @@ def _check_there(folder: Path) -> None:
             f"{folder} holds segments but no {MANIFEST}, as if copied by half; copy the whole folder again, or"
             f" {REBUILD.format(folder=folder)}"
         )
-    raise MemoryBankError(f"{folder} holds no memory; give the folder of one")
+    below = sorted(path.name for path in folder.iterdir() if path.is_dir() and is_memory(path))
+    hint = f"give the folder of one, such as {folder / below[0]}" if below else "give the folder of one"
+    raise MemoryBankError(f"{folder} holds no memory; {hint}")
 
 
 def _check_empty(folder: Path) -> None:

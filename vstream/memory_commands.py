@@ -10,13 +10,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from data.errors import MemoryBankError
+from data.errors import MemoryBankError, VStreamError
 from memory.database import REBUILD
 from memory.library import Description, delete, describe, export_copy, export_table, memories, verify
 from memory.opening import open_memory
 from memory.rebuild import rebuild
 from memory.room import is_pinned, pin
 from memory.upkeep import forget_span
+from vstream.remembered import memory_folder
+from vstream.ui.text import seconds_of
 
 DAMAGED = 1
 """Exit code of `verify` for a memory that is not whole."""
@@ -37,15 +39,30 @@ def add_memory_commands(parser: argparse.ArgumentParser, parser_class: type[argp
     ):
         action = actions.add_parser(name, help=words)
         action.add_argument(
-            "folder", type=Path, metavar="DIR", help="the memory's folder" if name != "ls" else "a folder of memories"
+            "folder", type=_folder, metavar="DIR", help="the memory's folder" if name != "ls" else "a folder of memories"
         )
         if name == "forget":
-            action.add_argument("start", type=float, help="seconds of the stream")
-            action.add_argument("end", type=float, help="seconds of the stream")
+            action.add_argument("start", type=_seconds, metavar="FROM", help="stream time, as seconds or 0:02:14")
+            action.add_argument("end", type=_seconds, metavar="TO", help="stream time, as seconds or 0:02:20")
         if name == "export":
             action.add_argument("out", type=Path, metavar="OUT", help="a new folder, or a file that ends in .jsonl")
         action.add_argument("--json", action="store_true", help="print JSON")
         action.set_defaults(run=run)
+
+
+def _folder(text: str) -> Path:
+    """A folder, also if it is written as where other commands take a source: memory:DIR."""
+    return memory_folder(text) or Path(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = seconds_of(text)
+    except VStreamError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    if seconds is None:
+        raise argparse.ArgumentTypeError("the time is empty; write seconds like 134, or 0:02:14")
+    return seconds
 
 
 def ls(args: argparse.Namespace) -> int:
@@ -59,7 +76,7 @@ def ls(args: argparse.Namespace) -> int:
         else:
             print(
                 f"{row['folder']}  {_clock(row['start_seconds'])}–{_clock(row['end_seconds'])}  {row['num_stored']} chunks"
-                f"  {_mib(row['num_bytes'])}  {row['model']}{'  pinned' if row['pinned'] else ''}"
+                f"  {_mib(row['num_bytes'])}  {row['model']}  {row['source']}{'  pinned' if row['pinned'] else ''}"
             )
     if not rows:
         sys.stderr.write(f"there are no memories in {args.folder}\n")
@@ -119,7 +136,8 @@ def mend(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(asdict(found)))
         return 0
-    print(f"{found.num_chunks} chunks are there, {found.num_new} of them were not in what is left of the old manifest")
+    known = f"{found.num_new} of them were lost to the old manifest" if found.num_new else "all known to the old manifest"
+    print(f"{found.num_chunks} chunks are there, {known}")
     if found.num_bare:
         print(f"{found.num_bare} chunks have lost their pictures")
     for words in found.lost:
@@ -131,12 +149,15 @@ def forget(args: argparse.Namespace) -> int:
     memory = open_memory(args.folder, write=True)
     try:
         ids = forget_span(memory, args.start, args.end)
-        notices = list(memory.notices)
+        totals, notices = memory.manifest.totals(), list(memory.notices)
     finally:
         memory.close()
     for notice in notices:
         sys.stderr.write(f"{notice}\n")
-    print(json.dumps({"forgotten": ids}) if args.json else f"{len(ids)} chunks are forgotten")
+    words = f"{len(ids)} chunks are forgotten"
+    if not ids:
+        words = f"nothing is remembered there; the memory holds {_clock(totals['start'])}–{_clock(totals['end'])}"
+    print(json.dumps({"forgotten": ids}) if args.json else words)
     return 0
 
 
@@ -173,7 +194,9 @@ def _listed(folder: Path) -> dict[str, Any]:
 
 
 def _row(found: Description) -> dict[str, Any]:
-    row = asdict(found) | {"folder": str(found.folder), "model": found.identity.name, "pinned": is_pinned(found.folder)}
+    source = found.sittings[-1].source if found.sittings else ""
+    more = {"folder": str(found.folder), "model": found.identity.name, "source": source, "pinned": is_pinned(found.folder)}
+    row = asdict(found) | more
     return {name: value for name, value in row.items() if name not in ("gaps", "sittings")}
 
 
