@@ -61,6 +61,8 @@ class Watcher:
     overlay: set[str] = field(default_factory=set)
     alerts: set[tuple[str, int, int]] = field(default_factory=set)
     """(condition, stream time, number of the watch)."""
+    reasons: dict[tuple[int, int], str] = field(default_factory=dict)
+    """What stands on an alert, by stream time and watch."""
     log: dict[tuple[str, str, str], str] = field(default_factory=dict)
     """The reason by time, watch and verdict."""
 
@@ -71,8 +73,9 @@ class Watcher:
             self.comments.add((seconds_of(clock), line.removeprefix(clock).strip()))
         self.overlay.add(found["words"])
         for title in found["alerts"]:
-            text, clock, number = re.fullmatch(r"(.*) at ([\d:]+) \([\d.]+\), watch (\d+)", title).groups()  # type: ignore[union-attr]
+            text, clock, number, reason = re.fullmatch(r"(.*) at ([\d:]*\d), watch (\d+): (.*)", title).groups()  # type: ignore[union-attr]
             self.alerts.add((text, seconds_of(clock), int(number)))
+            self.reasons[seconds_of(clock), int(number)] = reason
         for when, number, verdict, reason in (row for row in found["log"] if len(row) == 4):
             self.log[when, number, verdict] = reason
         return found
@@ -196,6 +199,7 @@ def check_alerts(watcher: Watcher, stays: list[Stay], began: int) -> None:
             if (verdict, watch) == ("fired", str(number)) and seconds_of(when) == at
         ]
         assert reasons and "the model says yes" in reasons[0]
+        assert watcher.reasons[at, number].endswith(reasons[0]), "on the alert itself too, when the log has gone on"
     for number in range(1, len(stays) + 1):
         declined = [why for (_, watch, verdict), why in watcher.log.items() if (verdict, watch) == ("declined", str(number))]
         assert any("not looked at" in why for why in declined) and any("the model says no" in why for why in declined)

@@ -70,7 +70,7 @@ def _rules_html(watch: Watch, hooks: Mapping[int, Webhook]) -> str:
 
 
 def _alert_html(alert: Alert) -> str:
-    title = escaped(f"{alert.text} at {clock(alert.fired_at_seconds)} ({alert.score:.2f}), watch {alert.number}")
+    title = escaped(f"{alert.text} at {clock(alert.fired_at_seconds)}, watch {alert.number}: {alert.reason}")
     picture = f'<img src="{jpeg_uri(alert.thumbnail)}" alt="">' if alert.thumbnail else '<i class="vs-no-picture"></i>'
     return (
         f'<button type="button" class="vs-chip vs-alert-chip" data-chunk="{alert.chunk_id}"'

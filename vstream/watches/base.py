@@ -89,7 +89,8 @@ class WatchDecision:
 
 @dataclass(frozen=True)
 class Alert:
-    """A watch that fired. score: P(yes). start_seconds, end_seconds: the clip that shows it. thumbnail: JPEG of the chunk."""
+    """A watch that fired. score: P(yes). start_seconds, end_seconds: the clip that shows it. thumbnail: JPEG of the chunk.
+    reason: why it fired, as the log says it."""
 
     watch: str
     number: int
@@ -100,6 +101,7 @@ class Alert:
     start_seconds: float
     end_seconds: float
     thumbnail: bytes
+    reason: str = ""
 
     def row(self) -> dict[str, object]:
         """The JSON line of an alert."""

@@ -242,6 +242,7 @@ class Watches:
             start_seconds=max(0.0, state.clip_start_seconds - CLIP_BEFORE_SECONDS),
             end_seconds=moment.record.end_seconds,
             thumbnail=moment.record.thumbnail,
+            reason=f"{decision.findings.gate}; {decision.reason}",
         )
 
 
