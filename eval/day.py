@@ -87,7 +87,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 def live_through(session: StreamSession, world: World, bank: MemoryBank, args: argparse.Namespace) -> dict[str, Any]:
     """Store the day chunk by chunk; look at the sizes every hour, and ask every few hours and at the end."""
-    retriever = compose_retriever(session.config.retrieval, session.config.gate)
+    retriever = compose_retriever(session.config.retrieval, session.config.gate, index_bytes=session.config.index_bytes)
     answerer = Answerer(session.adapter, session.config, bank, retriever, session.turns)
     chunks = session.bank.get(session.bank.chunk_ids())
     num_slots, per_hour = round(args.hours * 3600 / args.slot_seconds), round(3600 / args.slot_seconds)

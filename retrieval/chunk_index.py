@@ -1,17 +1,17 @@
 """The vectors of chunks: of those watched now in RAM, within a budget, of those of a stored memory in its file.
 
-When the budget is spent, a stored memory takes over what it holds on disk (see `retrieval.restored`). Without one, the vectors
-of old neighbours are pooled: two become their mean, weighted by the tokens behind each, which for mean keys is exactly the mean
-key of both chunks together, and stands for both from then on. That a block of tokens is found through one vector is InfLLM's
-(arXiv 2402.04617); that blocks double with age, about as many of each size, is the exponential histogram of Datar, Gionis,
-Indyk and Motwani (SIAM J. Comput. 31(6), 2002): a stream twice as long needs one more size, and the recent past stays whole.
+When the budget is spent, a stored memory takes over what it holds on disk (see `retrieval.restored`). Without one, vectors are
+kept in 8 bits per number from then on, which is a quarter. When that is spent, too, neighbours that are most alike share a
+vector: their mean, weighted by the tokens behind each, which for mean keys is exactly the mean key of them all. Joining the
+most alike of all neighbours in time is MovieChat's (arXiv 2307.16449); how alike they are is measured by what joining adds to
+the squared distances from the mean (Ward 1963, doi 10.1080/01621459.1963.10500845), so that what is seldom keeps its own vector
+longest. Sharing has its price: see `eval.run day --index-bytes`.
 """
 
 from __future__ import annotations
 
 import logging
-from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +24,8 @@ from retrieval.timeline import as_ids
 logger = logging.getLogger(__name__)
 
 INDEX_BYTES = 2**30
+AT_A_TIME_BYTES = 2**26
+"""Of vectors that are compared with each other."""
 ROW_BYTES = 300
 """What the tables hold of a row beside its vector, about."""
 
@@ -39,11 +41,10 @@ Select = Callable[[np.ndarray], np.ndarray]
 
 @dataclass
 class Row:
-    """One vector per group, and the chunks that it stands for. num_tokens: behind it. level: how often it was pooled."""
+    """One vector per group, and the chunks that it stands for. num_tokens: behind the vector."""
 
     chunk_ids: list[int]
     num_tokens: int
-    level: int = 0
 
 
 @dataclass
@@ -57,8 +58,8 @@ class Part:
 class ChunkIndex:
     """Vectors [groups, dim] of chunks, each group searched by itself. A chunk's score is that of its best vector.
 
-    capacity_bytes: for vectors in RAM and their tables. What is pooled is logged once and counted in `num_pooled`. A pooled
-    vector stays as it is until the last of its chunks is removed.
+    capacity_bytes: for vectors in RAM and their tables. What is done to keep to it is logged once and told by `is_coarse` and
+    `num_pooled`. A shared vector stays as it is until the last of its chunks is removed.
     """
 
     def __init__(self, select: Select, capacity_bytes: int = INDEX_BYTES) -> None:
@@ -79,7 +80,10 @@ class ChunkIndex:
         self._indexes = self._indexes or [self._kind(vectors.shape[2]) for _ in range(vectors.shape[1])]
         self._add_rows([Row([chunk_id], num_tokens) for _ in vectors], vectors)
         while self.num_ram_bytes > self.capacity_bytes and len(self._rows) > 1:
-            self._pool()
+            if self._is_worth_coarsening:
+                self._coarsen()
+            else:
+                self._pool()
 
     def restore(self, stored: StoredVectors) -> None:
         """Chunks that are not known yet. Their vectors stay where they are; those without tokens cannot be found."""
@@ -99,6 +103,8 @@ class ChunkIndex:
                 if not self._rows[row].chunk_ids:
                     gone.append(row)
         self._remove_rows(gone)
+        # Begun anew, it need not be coarse.
+        self._indexes = self._indexes if self._rows else []
 
     def search(
         self, queries: torch.Tensor, k: int, allowed: np.ndarray | None, exclude: Collection[int] = ()
@@ -139,8 +145,13 @@ class ChunkIndex:
 
     @property
     def is_full(self) -> bool:
-        """Whether the next chunk would have vectors pooled."""
+        """Whether there is no room for the next chunk."""
         return bool(self._rows) and self.num_ram_bytes * (1 + 1 / len(self._rows)) > self.capacity_bytes
+
+    @property
+    def is_coarse(self) -> bool:
+        """Whether vectors in RAM are kept in 8 bits per number."""
+        return bool(self._indexes) and self._indexes[0].item_bytes == 1
 
     @property
     def num_pooled(self) -> int:
@@ -192,25 +203,56 @@ class ChunkIndex:
         for index in self._indexes:
             index.remove(numbers)
 
+    @property
+    def _is_worth_coarsening(self) -> bool:
+        """Where vectors are so short that their tables weigh most, 8 bits win too little for what they cost."""
+        index = self._indexes[0]
+        return index.item_bytes > 1 and len(self._indexes) * index.dim > ROW_BYTES
+
+    def _coarsen(self) -> None:
+        """Keep every number in 8 bits from now on."""
+        logger.warning("the index is full (index_bytes=%d): its vectors are kept in 8 bits per number", self.capacity_bytes)
+        order = list(self._rows)
+        step = max(1, AT_A_TIME_BYTES // (4 * self._indexes[0].dim))
+        for group, index in enumerate(self._indexes):
+            coarse = self._kind(index.dim, like=index.vectors(order[:: -(-len(order) // step)]))
+            for start in range(0, len(order), step):
+                some = order[start : start + step]
+                coarse.add(some, index.vectors(some))
+            self._indexes[group] = coarse
+
     def _pool(self) -> None:
-        """Of the size that there are most of, the older half: two neighbours each become one."""
+        """Join the neighbours that are most alike, in pairs, until there are an eighth fewer rows."""
         if not self.num_pooled:
-            logger.warning("the index is full (index_bytes=%d): vectors of old neighbours are pooled", self.capacity_bytes)
-        levels = Counter(row.level for row in self._rows.values())
-        level, num = max(levels.items(), key=lambda pair: (pair[1], pair[0]))
-        # Where every size is there once, the two oldest are joined.
-        some = [number for number, row in self._rows.items() if row.level == level or num < 2]
-        oldest = sorted(some, key=lambda number: self._rows[number].chunk_ids[0])[: max(2, num // 4 * 2)]
-        pairs = [(self._rows[a], self._rows[b]) for a, b in zip(oldest[::2], oldest[1::2], strict=True)]
+            logger.warning("the index is full (index_bytes=%d): neighbours that are alike share a vector", self.capacity_bytes)
+        order = sorted(self._rows, key=lambda number: self._rows[number].chunk_ids[0])
+        used: set[int] = set()
+        firsts: list[int] = []
+        for at in self._costs(order).argsort(stable=True).tolist():
+            if not {at, at + 1} & used:
+                used |= {at, at + 1}
+                firsts.append(at)
+                if len(firsts) >= len(order) / 8:
+                    break
+        joined = [number for at in firsts for number in order[at : at + 2]]
+        pairs = [(self._rows[a], self._rows[b]) for a, b in zip(joined[::2], joined[1::2], strict=True)]
         weights = torch.tensor([[a.num_tokens, b.num_tokens] for a, b in pairs], dtype=torch.float32)
         weights = (weights / weights.sum(1, keepdim=True))[..., None]
-        pooled = [(index.vectors(oldest).view(len(pairs), 2, -1) * weights).sum(1) for index in self._indexes]
-        self._remove_rows(oldest)
-        rows = [
-            Row(list(dict.fromkeys(a.chunk_ids + b.chunk_ids)), a.num_tokens + b.num_tokens, max(a.level, b.level) + 1)
-            for a, b in pairs
-        ]
-        self._add_rows(rows, torch.stack(pooled, dim=1))
+        vectors = [(index.vectors(joined).view(len(pairs), 2, -1) * weights).sum(1) for index in self._indexes]
+        self._remove_rows(joined)
+        rows = [Row(list(dict.fromkeys(a.chunk_ids + b.chunk_ids)), a.num_tokens + b.num_tokens) for a, b in pairs]
+        self._add_rows(rows, torch.stack(vectors, dim=1))
+
+    def _costs(self, order: Sequence[int]) -> torch.Tensor:
+        """float32 [n - 1]: what it costs to join each row with the one behind it."""
+        weights = torch.tensor([self._rows[number].num_tokens for number in order], dtype=torch.float32)
+        costs = torch.zeros(len(order) - 1)
+        step = max(1, AT_A_TIME_BYTES // (4 * self._indexes[0].dim))
+        for index in self._indexes:
+            for start in range(0, len(costs), step):
+                vectors = index.vectors(order[start : start + step + 1])
+                costs[start : start + step] += vectors.diff(dim=0).square_().sum(1)
+        return costs * weights[1:] * weights[:-1] / (weights[1:] + weights[:-1])
 
 
 def _largest(chunk_ids: np.ndarray, scores: np.ndarray, k: int) -> dict[int, float]:

@@ -20,15 +20,26 @@ Found = list[tuple[int, float]]
 """(id, inner product), best first."""
 
 
+MARGIN = 0.25
+"""Of the range of what an 8-bit index has seen: this much more is left on either side for what is to come."""
+LEVELS = 255
+
+
 class Index(ABC):
-    """float32 vectors of one dimension, by integer id. Searches are exact."""
+    """float32 vectors of one dimension, by integer id. Searches are exact.
+
+    like: float [n, dim]; then a number is kept in 8 bits, within the range that its place in these vectors has, and a margin;
+    what is outside becomes the nearest there is. The error of a number is at most half a step, 1.5 ranges / 255.
+    """
 
     kind: str
     """Which implementation this is, for stats."""
     dim: int
+    item_bytes: int
+    """Of a number as it is kept."""
 
     @abstractmethod
-    def __init__(self, dim: int) -> None: ...
+    def __init__(self, dim: int, like: torch.Tensor | None = None) -> None: ...
 
     @staticmethod
     @abstractmethod
@@ -52,7 +63,7 @@ class Index(ABC):
 
     @abstractmethod
     def vectors(self, ids: Collection[int]) -> torch.Tensor:
-        """float32 [len(ids), dim]: vectors that are there, as they were added."""
+        """float32 [len(ids), dim]: vectors that are there, as they are kept."""
 
     @abstractmethod
     def __len__(self) -> int:
@@ -61,7 +72,7 @@ class Index(ABC):
     @property
     def num_bytes(self) -> int:
         """Bytes of vectors and ids."""
-        return len(self) * (4 * self.dim + ID_BYTES)
+        return len(self) * (self.item_bytes * self.dim + ID_BYTES)
 
 
 class VectorIndex(Index):
@@ -69,12 +80,19 @@ class VectorIndex(Index):
 
     kind = "faiss-flat"
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int, like: torch.Tensor | None = None) -> None:
         import faiss
 
         self.dim = dim
+        self.item_bytes = 4 if like is None else 1
         self._faiss: Any = faiss
-        self._index = faiss.IndexIDMap2(faiss.IndexFlatIP(dim))
+        if like is None:
+            flat: Any = faiss.IndexFlatIP(dim)
+        else:
+            flat = faiss.IndexScalarQuantizer(dim, faiss.ScalarQuantizer.QT_8bit, faiss.METRIC_INNER_PRODUCT)
+            flat.sq.rangestat_arg = MARGIN
+            flat.train(_to_numpy(like))
+        self._index = faiss.IndexIDMap2(flat)
 
     def add(self, ids: Collection[int], vectors: torch.Tensor) -> None:
         self._index.add_with_ids(_to_numpy(vectors), np.fromiter(ids, np.int64, len(ids)))
@@ -116,12 +134,21 @@ class BruteIndex(Index):
 
     kind = "torch-brute"
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int, like: torch.Tensor | None = None) -> None:
         self.dim = dim
+        self.item_bytes = 4 if like is None else 1
         self._vectors: dict[int, torch.Tensor] = {}
+        self._low, self._range = torch.zeros(dim), torch.ones(dim)
+        if like is not None:
+            low, high = like.detach().to("cpu", torch.float32).aminmax(dim=0)
+            self._low, self._range = low - MARGIN * (high - low), (1 + 2 * MARGIN) * (high - low)
 
     def add(self, ids: Collection[int], vectors: torch.Tensor) -> None:
-        self._vectors.update(zip(ids, vectors.detach().to("cpu", torch.float32).clone(), strict=True))
+        kept = vectors.detach().to("cpu", torch.float32).clone()
+        if self.item_bytes == 1:
+            share = ((kept - self._low) / self._range.clamp(min=1e-30)).clamp(0, 1)
+            kept = (share * LEVELS).to(torch.uint8)
+        self._vectors.update(zip(ids, kept, strict=True))
 
     def remove(self, ids: Iterable[int]) -> None:
         for unwanted in ids:
@@ -132,7 +159,7 @@ class BruteIndex(Index):
         ids = [i for i in self._vectors if wanted is None or i in wanted]
         if not ids or k <= 0:
             return []
-        scores = torch.stack([self._vectors[i] for i in ids]) @ query.detach().to("cpu", torch.float32)
+        scores = self.vectors(ids) @ query.detach().to("cpu", torch.float32)
         best = scores.topk(min(k, len(ids)))
         return [(ids[row], score) for score, row in zip(best.values.tolist(), best.indices.tolist(), strict=True)]
 
@@ -141,7 +168,8 @@ class BruteIndex(Index):
         return (torch.from_numpy(np.ascontiguousarray(vectors)) @ torch.from_numpy(query)).numpy()
 
     def vectors(self, ids: Collection[int]) -> torch.Tensor:
-        return torch.stack([self._vectors[i] for i in ids])
+        kept = torch.stack([self._vectors[i] for i in ids])
+        return kept if self.item_bytes == 4 else self._low + (kept.float() + 0.5) / LEVELS * self._range
 
     def __len__(self) -> int:
         return len(self._vectors)

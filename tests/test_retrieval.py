@@ -80,6 +80,26 @@ def test_faiss_equals_brute_force(seed: int) -> None:
         assert len(pair[0]) == len(pair[1]) == len(known) and pair[0].num_bytes == pair[1].num_bytes
 
 
+@needs_faiss
+@pytest.mark.parametrize("seed", range(5))
+def test_eight_bits_are_within_half_a_step(seed: int) -> None:
+    bits = torch.Generator().manual_seed(seed)
+    vectors = torch.randn(50, 40, generator=bits) * torch.rand(40, generator=bits) * 10
+    vectors[:, 3] = 1.5
+    # Vectors that come later may lie outside of the range by the margin.
+    later = vectors * 1.2
+    step = 1.5 * (vectors.max(0).values - vectors.min(0).values) / 255
+    for one in (VectorIndex(40, like=vectors), BruteIndex(40, like=vectors)):
+        one.add(range(50), vectors)
+        one.add(range(50, 100), later)
+        error = (one.vectors(range(100)) - torch.cat([vectors, later])).abs()
+        error[50:, 3] = 0  # a number that never changed has no margin
+        assert (error <= step / 2 + 1e-4).all() and one.num_bytes == 100 * (40 + 16)
+        query = torch.randn(40, generator=bits)
+        found = dict(one.search(query, 100))
+        assert [found[i] for i in range(100)] == pytest.approx((one.vectors(range(100)) @ query).tolist(), abs=1e-2)
+
+
 def test_without_faiss_the_torch_index_says_so(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with caplog.at_level(logging.WARNING):

@@ -44,7 +44,7 @@ class SessionConfig:
     ram_bytes: int = _field(4 * GIB, "RAM for stored chunks", 0)
     disk_bytes: int = _field(16 * GIB, "disk for stored chunks", 0)
     library_bytes: int = _field(64 * GIB, "disk for all memories in one folder together; old ones give way", 2**20)
-    index_bytes: int = _field(1 * GIB, "RAM for index vectors; full: searched on disk, or old ones pooled", 2**20)
+    index_bytes: int = _field(1 * GIB, "RAM for index vectors; full: searched on disk, else kept coarser", 2**20)
     kv_codec: str = _field("native", "how RAM and disk keep stored chunks: bit-equal, as small integers, or entropy-coded")
     thinning: str = _field("distinct", "which tokens of old chunks stay when memory is full; off: old chunks go whole")
     max_new_tokens: int = _field(128, "length of an answer", 1, 32_768)

@@ -58,7 +58,7 @@ def model_rows(choice: ModelChoice, config: SessionConfig) -> list[Row]:
     holds = (
         f"{span(3600 * config.index_bytes / per_hour)} in {gib(config.index_bytes)}; then a stored memory is searched on disk"
     )
-    rows.append(("index holds", True, f"{holds}, and without one old neighbours share a vector"))
+    rows.append(("index holds", True, f"{holds}, and without one vectors get coarser"))
     return rows
 
 

@@ -237,9 +237,9 @@ class StreamSession(Speaking):
         return self.writer is not None
 
     @property
-    def num_pooled(self) -> int:
-        """Chunks that share their index vector with neighbours, since `index_bytes` are spent."""
-        return self.retriever.index.num_pooled if self.retriever.index else 0
+    def index_use(self) -> tuple[bool, int]:
+        """Whether index vectors are kept in 8 bits, and how many chunks share theirs, since `index_bytes` are spent."""
+        return (index.is_coarse, index.num_pooled) if (index := self.retriever.index) else (False, 0)
 
     @property
     def has_seen(self) -> bool:

@@ -18,7 +18,7 @@ STAGE_HEIGHT = 300
 class Snapshot:
     """What the page says about a stream right now. num_bytes: per tier name. error: the line that ended the stream.
 
-    num_pooled: chunks that share their index vector with neighbours, since the index is full.
+    index_is_coarse, num_pooled: its vectors are kept in 8 bits, and chunks share theirs with neighbours, since it is full.
     disk_lag_seconds: how much of the stream is not on disk yet; None where it is not remembered.
     said: the newest words of the commentary, while they are fresh.
     """
@@ -34,6 +34,7 @@ class Snapshot:
     num_chunks: int = 0
     num_bytes: dict[str, int] = field(default_factory=dict)
     num_index_bytes: int = 0
+    index_is_coarse: bool = False
     num_pooled: int = 0
     disk_lag_seconds: float | None = None
     ttft_seconds: float = 0.0
@@ -116,7 +117,8 @@ def telemetry_html(snapshot: Snapshot, tier_names: dict[str, str]) -> str:
         ("tokens kept / seen", f"{count(s.num_kept_tokens)} / {count(s.num_seen_tokens)}"),
         ("tokens dropped", dropped),
         *((f"{tier_names.get(tier, tier)} tier", size(num)) for tier, num in s.num_bytes.items()),
-        ("index", size(s.num_index_bytes) + (f", {count(s.num_pooled)} chunks pooled" if s.num_pooled else "")),
+        ("index", size(s.num_index_bytes) + ", 8 bits" * s.index_is_coarse),
+        *([("chunks that share a vector", count(s.num_pooled))] if s.num_pooled else []),
         *([("not on disk yet", f"{s.disk_lag_seconds:.1f} s")] if s.disk_lag_seconds is not None else []),
         ("first token", f"{s.ttft_seconds:.2f} s" if s.ttft_seconds else "–"),
         ("tokens/s", f"{s.tokens_per_second:.1f}" if s.tokens_per_second else "–"),
