@@ -31,7 +31,8 @@ class VisualTokens:
 class TokenRun:
     """Tokens ready for the language model, with positions counted from the run's own start.
 
-    embeds: [S, D]. position_ids: int64 [P, S], from 0. span: positions that the run takes up; the next run starts there.
+    embeds: [S, D]. position_ids: int64 [P, S], from 0. span: positions that the run takes up; the next run starts there. Both
+    count in parts of a position where a family has fractions of them (`DecoderAdapter.parts`).
     visual_mask: bool [S]. deepstack: [levels, visual tokens, D] or None. is_video: a chunk of the stream, not text around it.
     Families that tell the time by position (`placement.Timed`) count axis 0 of a chunk from the stream's start instead.
     """

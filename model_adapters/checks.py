@@ -95,7 +95,8 @@ def typed(kit: Conformance) -> Check:
 def position_ids(kit: Conformance) -> Check:
     found = kit.positions().to(kit.stock.positions.device)
     same = found.shape == kit.stock.positions.shape
-    figure = float((found != kit.stock.positions).any(0).sum()) if same else math.inf
+    # Fractions of a position, where a family has them, are those of float32.
+    figure = float(((found - kit.stock.positions).abs() > 1e-4).any(0).sum()) if same else math.inf
     return Check("position ids", figure, 0, "tokens whose positions differ from the stock model's own")
 
 
@@ -123,11 +124,11 @@ def moved(kit: Conformance) -> Check:
     """Un-rotated keys do not know where they were computed, and are turned anywhere as the model itself would turn them."""
     adapter, run = kit.adapter, kit.runs[0]
     near, far = adapter.new_context(1), adapter.new_context(1)
-    far.cursor.next_position = FAR
+    far.cursor.next_position = FAR * adapter.parts
     keys, _ = adapter.extend(near, run)
     there, _ = adapter.extend(far, run)
     cursor = adapter.new_context(1).cursor
-    cursor.next_position = FAR
+    cursor.next_position = FAR * adapter.parts
     cos, sin = adapter.angles(keys, adapter.placement.place(cursor, run.position_ids, run.span, run.is_video))
     turned = far_off(rotate(keys, cos, sin), far.read()[0])
     scaling = getattr(adapter.language.rotary_emb, "attention_scaling", 1.0)

@@ -43,12 +43,12 @@ def clip(height: int, width: int, num_chunks: int = 3, fps: float = 2.0) -> list
     return chunks
 
 
-def fitting_clip(adapter: StockAdapter) -> list[Chunk]:
+def fitting_clip(adapter: StockAdapter, fps: float = 2.0) -> list[Chunk]:
     """A clip in a size that this adapter does not resize, wider than high where it has the choice."""
     for rows, columns in ((4, 6), (4, 4), (8, 14)):
         size = round(rows * adapter.cell), round(columns * adapter.cell)
         for _ in range(4):
-            chunks = clip(*size)
+            chunks = clip(*size, fps=fps)
             height, width = adapter.picture(chunks[0]).shape[-2:]
             if (height, width) == size:
                 return chunks
@@ -59,10 +59,10 @@ def fitting_clip(adapter: StockAdapter) -> list[Chunk]:
 class Conformance:
     """One adapter beside what stock transformers makes of the same clip: what the checks look at."""
 
-    def __init__(self, adapter: StockAdapter, reference: Reference) -> None:
+    def __init__(self, adapter: StockAdapter, reference: Reference, fps: float = 2.0) -> None:
         self.adapter = adapter
         self.reference = reference
-        self.chunks = chunks = fitting_clip(adapter)
+        self.chunks = chunks = fitting_clip(adapter, fps)
         self.inputs = reference.inputs(chunks, QUESTION)
         pictures = [adapter.picture(chunk) for chunk in chunks]
         if not torch.equal(pictures[0].cpu(), torch.from_numpy(chunks[0].frames)):
@@ -116,11 +116,12 @@ class Conformance:
         return context, stored
 
     def positions(self) -> torch.Tensor:
-        """The positions [P, S] that the adapter gives to sink, chunks and question."""
+        """The positions [P, S] that the adapter gives to sink, chunks and question, as its language model gets them."""
         context = self.adapter.new_context(1)
         runs = [self.adapter.sink_run(), *self.runs, self.adapter.question_run(QUESTION)]
         place = self.adapter.placement.place
-        return torch.cat([place(context.cursor, r.position_ids, r.span, r.is_video) for r in runs], 1)
+        placed = torch.cat([place(context.cursor, r.position_ids, r.span, r.is_video) for r in runs], 1)
+        return self.adapter._batched(placed).reshape(placed.shape)
 
     def embeds(self) -> torch.Tensor:
         runs = [self.adapter.sink_run(), *self.runs, self.adapter.question_run(QUESTION)]

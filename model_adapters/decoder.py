@@ -30,6 +30,9 @@ class DecoderAdapter(ModelAdapter):
     where its tokens are embedded.
     """
 
+    parts: int = 1
+    """Parts of a position that position ids count in, since what is stored of them are whole numbers."""
+
     def __init__(self, model: Any, language: Any, tokenizer: Any, video_id: int, info: ModelInfo) -> None:
         self.model = model
         self.language = language
@@ -66,11 +69,11 @@ class DecoderAdapter(ModelAdapter):
         return self.token_run(ids, torch.arange(len(ids)).expand(self.info.num_position_axes, -1), len(ids))
 
     def token_run(self, ids: Sequence[int], positions: torch.Tensor, span: int) -> TokenRun:
-        """Tokens with the positions [P, S] that they are given; visual tokens still with their placeholder's embedding."""
+        """Tokens with the whole positions [P, S] that they are given; visual tokens with their placeholder's embedding."""
         tokens = torch.tensor(ids, dtype=torch.long, device=self.device)
         with torch.inference_mode():
             embeds = self.model.get_input_embeddings()(tokens)
-        return TokenRun(embeds, positions.to(self.device), span, tokens == self.video_id)
+        return TokenRun(embeds, positions.to(self.device) * self.parts, span * self.parts, tokens == self.video_id)
 
     def ids(self, *parts: str) -> list[int]:
         """Token ids of what the template says and what a person said, in turns, the template first; none are added.
@@ -86,7 +89,8 @@ class DecoderAdapter(ModelAdapter):
 
     def _batched(self, positions: torch.Tensor) -> torch.Tensor:
         """Position ids [P, S] as stock models take them for a batch of one: [3, 1, S], or [1, S] where P is 1."""
-        return positions[:, None] if self.info.num_position_axes > 1 else positions
+        whole = positions if self.parts == 1 else positions / self.parts
+        return whole[:, None] if self.info.num_position_axes > 1 else whole
 
     def angles(self, like: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The model's own cos and sin [S, head_dim] for position ids [P, S], in the dtype of `like`."""
@@ -263,7 +267,7 @@ class DecoderAdapter(ModelAdapter):
                 if step is None:
                     break
             origin = torch.zeros(self.info.num_position_axes, 1, dtype=torch.long, device=self.device)
-            run = TokenRun(self.model.get_input_embeddings()(chosen), origin, 1, chosen == self.video_id)
+            run = TokenRun(self.model.get_input_embeddings()(chosen), origin, self.parts, chosen == self.video_id)
 
 
 def _one_after_the_other(first: TokenRun, second: TokenRun) -> TokenRun:

@@ -55,11 +55,13 @@ class Timed(Placement):
     position_ids of a chunk hold its time since the beginning of the stream on axis 0 and its rows and columns from 0 on the
     others. Times up to `limit` are kept as they are; a chunk beyond it follows the chunk before it without a gap, since
     positions that the model has not been trained on, and whose angles float32 cannot tell apart, would say less. Text
-    follows behind the highest position of the video, as Qwen2.5-VL was trained (and transformers up to 5.2 did).
+    follows behind the highest position of the video, as Qwen2.5-VL was trained (and transformers up to 5.2 did). parts: what
+    position ids count in, see `DecoderAdapter.parts`; limit: in whole positions.
     """
 
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
+    def __init__(self, limit: int, parts: int = 1) -> None:
+        self.limit = limit * parts
+        self.parts = parts
 
     def place(self, cursor: Cursor, position_ids: torch.Tensor, span: int, is_video: bool) -> torch.Tensor:
         if not is_video:
@@ -73,7 +75,7 @@ class Timed(Placement):
         placed = position_ids + cursor.video_start
         placed[0] += shift
         cursor.video_end = max(cursor.video_end, time + shift + span)
-        cursor.next_position = max(cursor.next_position, int(placed.max()) + 1)
+        cursor.next_position = max(cursor.next_position, int(placed.max()) + self.parts)
         return placed
 
     def align(self, cursor: Cursor, ends: list[int], index: int) -> None:

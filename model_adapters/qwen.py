@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -74,7 +75,7 @@ class TimedQwenAdapter(QwenAdapter):
     def __init__(self, model: Any, *args: Any) -> None:
         super().__init__(model, *args)
         limit = min(TRAINED_LENGTH, model.config.get_text_config().max_position_embeddings) * 3 // 4
-        self.placement = Timed(limit)
+        self.placement = Timed(limit, self.parts)
         self.positions_per_second = self.time_scale(model.config)
 
     @staticmethod
@@ -90,11 +91,16 @@ class TimedQwenAdapter(QwenAdapter):
             keep = torch.arange(len(keep)) == 0
             visual = visual or self.embed(self.picture(chunk))
         first = [chunk.pts_seconds[min(s * self.frames_per_slot, len(chunk.pts_seconds) - 1)] for s in range(slots)]
-        times = torch.tensor([int(seconds * self.positions_per_second) for seconds in first])
+        times = torch.tensor([self.time_of(seconds) for seconds in first])
         cells = keep.nonzero().flatten()
         slot, cell = cells // (rows * columns), cells % (rows * columns)
-        positions = torch.stack([times[slot], cell // columns, cell % columns])
-        span = int(chunk.end_seconds * self.positions_per_second) - int(times[0])
+        positions = torch.stack([torch.zeros_like(cell), cell // columns, cell % columns])
         layout = Layout(self.num_axes)
-        layout.visual([self.video_id] * len(cells), positions, max(1, span))
-        return self.laid_out(layout, keep, visual)
+        layout.visual([self.video_id] * len(cells), positions, 1)
+        run = self.laid_out(layout, keep, visual)
+        run.position_ids[0] = times[slot].to(run.position_ids.device)
+        return replace(run, span=max(self.parts, self.time_of(chunk.end_seconds) - int(times[0])))
+
+    def time_of(self, seconds: float) -> int:
+        """The place of a moment on axis 0, in parts of a position; what is less than a part is left out."""
+        return int(seconds * self.positions_per_second * self.parts)

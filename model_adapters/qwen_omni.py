@@ -1,7 +1,7 @@
 """The thinkers of Qwen2.5-Omni and Qwen3-Omni: video in, text out; sound is not heard and speech not made.
 
-Both tell the time on the temporal M-RoPE axis, in whole positions here; Qwen3-Omni's own fractions of a position are
-rounded down. A whole Omni checkpoint loads as well as a thinker's alone; talker and vocoder are left out.
+Both tell the time on the temporal M-RoPE axis: Qwen2.5-Omni in whole positions, Qwen3-Omni in fractions of one, which are kept
+to what float32 holds of them. A whole Omni checkpoint loads as well as a thinker's alone; talker and vocoder are left out.
 """
 
 from __future__ import annotations
@@ -21,3 +21,4 @@ class Qwen3OmniAdapter(TimedQwenAdapter):
     """`model_type: qwen3_omni_moe`, `qwen3_omni_moe_thinker`"""
 
     model_class = "Qwen3OmniMoeThinkerForConditionalGeneration"
+    parts = 1 << 16

@@ -129,7 +129,7 @@ def model_fingerprint(
     revision: str | None = None,
     max_pixels: int | None = None,
 ) -> str:
-    """The `ModelInfo.fingerprint` that a model will have, without loading it. Arguments and errors as for `load_adapter`."""
+    """What tells a model from others, by the files that it is loaded from. Arguments and errors as for `load_adapter`."""
     if name_or_path.startswith(RANDOM):
         return name_or_path
     placement = _placement(device_map)

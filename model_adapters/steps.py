@@ -67,7 +67,7 @@ class Step:
     """All that one decoded token reads and writes, at addresses that stay. Lent to one answer at a time.
 
     keys, values: [layers, kv_heads, capacity, head_dim]. token, slot: int64 [1], the token to come and its place in the
-    buffers. positions: int64, as the language model takes them for one token. looked: None where nobody asks.
+    buffers. positions: as the language model takes them for one token. looked: None where nobody asks.
     """
 
     def __init__(self, adapter: DecoderAdapter, capacity: int, traced: bool) -> None:
@@ -79,7 +79,9 @@ class Step:
         self.token, self.slot = (torch.zeros(1, dtype=torch.long, device=device) for _ in range(2))
         self.columns = torch.arange(capacity, device=device)
         axes = info.num_position_axes
-        self.positions = torch.zeros((axes, 1, 1) if axes > 1 else (1, 1), dtype=torch.long, device=device)
+        # As the language model takes them: of the type that it is given elsewhere.
+        self.positions = adapter._batched(torch.zeros(axes, 1, dtype=torch.long, device=device)).clone()
+        self.parts = adapter.parts
         self.layers = [StepLayer(keys, values, self.slot) for keys, values in zip(self.keys, self.values, strict=True)]
         self.cache = Cache(layers=list(self.layers))
         self.looked = Looked() if traced else None
@@ -94,10 +96,10 @@ class Step:
         return self.at == self.capacity
 
     def place(self, at: int, position: int) -> None:
-        """The next token is number `at` and stands at `position`."""
+        """The next token is number `at` and stands at `position`, in parts of one."""
         self.at = at
         self.slot.fill_(at)
-        self.positions.fill_(position)
+        self.positions.fill_(position / self.parts)
 
     def take(self, context: BufferContext, trace: AttentionTrace | None) -> None:
         """Begin where a context, and what is known of where its answer looked, have come to."""
@@ -114,7 +116,7 @@ class Step:
         """Add the tokens that came since `take` to the context that it took."""
         start = context.num_tokens
         context.write(self.keys[:, :, start : self.at], self.values[:, :, start : self.at])
-        context.cursor.next_position += self.at - start
+        context.cursor.next_position += (self.at - start) * self.parts
 
     def __call__(self, token: torch.Tensor, trace: AttentionTrace | None) -> torch.Tensor:
         """float32 logits [1, vocabulary] behind `token`, int64 [1], which joins what is held."""
@@ -210,7 +212,7 @@ class Steps:
         step.values.normal_()
 
         def afresh() -> None:
-            step.place(step.capacity // 2, step.capacity // 2)
+            step.place(step.capacity // 2, step.capacity // 2 * step.parts)
 
         afresh()
         expected = self._forward(step).clone()

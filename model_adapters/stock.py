@@ -83,7 +83,8 @@ class StockAdapter(DecoderAdapter):
         info = ModelInfo(
             name=name,
             family=model.config.model_type,
-            fingerprint=print_,
+            # Stored positions of other parts would be read wrongly.
+            fingerprint=print_ if self.parts == 1 else f"{print_}-{self.parts}",
             num_layers=text.num_hidden_layers,
             num_kv_heads=text.num_key_value_heads,
             head_dim=getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads,

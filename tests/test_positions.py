@@ -7,16 +7,18 @@ from typing import cast
 import numpy as np
 import pytest
 import torch
+from families import BUILDERS
 from qwen_checkpoints import save_qwen2_5_vl
 
 from data.frames import Chunk
-from model_adapters import positions
+from model_adapters import checks, positions
 from model_adapters.base import ChunkKV
 from model_adapters.checks import run_checks
 from model_adapters.conformance import Conformance
 from model_adapters.placement import Cursor, Packed, Timed
 from model_adapters.references import create_reference
 from model_adapters.registry import load_adapter
+from model_adapters.steps import Steps
 from model_adapters.stock import StockAdapter
 
 
@@ -94,6 +96,20 @@ def test_a_retrieved_chunk_stands_at_its_own_time(timed: StockAdapter) -> None:
     hidden = timed.language(inputs_embeds=embeds[None], position_ids=places[:, None]).last_hidden_state[0]
     expected = timed.model.lm_head(hidden)[-len(found) :]
     assert float((found - expected).abs().max()) < 1e-4 * float(expected.abs().max())
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen2_5_omni_thinker", "qwen3_omni_moe_thinker"])
+@pytest.mark.parametrize("fps", [1.5, 3.0])
+def test_times_between_two_positions_are_the_stock_models_own(family: str, fps: float, tmp_path) -> None:
+    """Qwen3-Omni places slots and all that follows them at fractions; the others round down."""
+    adapter = cast(StockAdapter, load_adapter(str(BUILDERS[family](tmp_path / "model")), device="cpu"))
+    kit = Conformance(adapter, create_reference(adapter, tmp_path / "model"), fps)
+    assert bool((kit.stock.positions % 1).any()) == (family == "qwen3_omni_moe_thinker")
+    found = [check(kit) for check in (checks.position_ids, checks.logits, checks.decoding, checks.moved, checks.retrieved)]
+    found.append(checks.chunk_size(kit))
+    assert [one.name for one in found if not one.passed] == []
+    adapter.steps = Steps(adapter, "on", "eager")
+    assert checks.decoding(kit).passed and adapter.steps.kind in ("compiled", "off")
 
 
 SCALED = [

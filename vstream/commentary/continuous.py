@@ -156,4 +156,5 @@ class ContinuousCommentator(Commentator):
     def _without_tail(self, run: TokenRun) -> TokenRun:
         """A run of text without the start of an answer at its end, so that vision can follow."""
         size = run.num_tokens - self.adapter.question_run("").num_tokens
-        return TokenRun(run.embeds[:size], run.position_ids[:, :size], size, run.visual_mask[:size])
+        span = run.span * size // run.num_tokens
+        return TokenRun(run.embeds[:size], run.position_ids[:, :size], span, run.visual_mask[:size])
