@@ -25,6 +25,7 @@ from data.world import World, make_world
 from model_adapters.registry import load_adapter
 from vstream.commentary import Utterance
 from vstream.config import SessionConfig
+from vstream.session import StreamSession
 from vstream.ui.alerts import events
 from vstream.ui.refresh import timeline_of
 from vstream.ui.speech import log_html, overlay_words, utterances_html, watches_html
@@ -50,6 +51,12 @@ class HeldSource(Source):
             if self.closed:
                 return
         yield from self.world.frames(fps)
+
+
+class RecordedSource(HeldSource):
+    """One that is known again."""
+
+    recording_key = "a held world"
 
 
 def decided(second: int, verdict: str, looked: bool, reason: str, number: int = 1) -> WatchDecision:
@@ -174,6 +181,37 @@ def test_alerts_are_posted_where_the_operator_allows_it_and_what_fails_is_told(
     watching, *_ = handlers.tick(page)
     assert f"watch 1: 1 alert could not be posted to {hook.host} (TimeoutError)" in watching
     studio.close("d")
+
+
+def test_what_is_wanted_goes_on_over_a_stored_memory_and_a_remembered_stream(studio: Studio, tmp_path: Path) -> None:
+    """A stored memory in between changes nothing; a stream whose memory watches already is not told twice."""
+    world = make_world(SEED, 4)
+    with StreamSession(studio.adapter, studio.config, memory=tmp_path / "m") as session:
+        session.watch("the door opens", WatchRules(expires_seconds=60))
+        list(session.feed(world.frames()))
+    remembering = Studio(studio.adapter, studio.config, start_source=None, folder=tmp_path / "library")
+    tab = remembering.open("e")
+
+    def conditions() -> list[str]:
+        assert tab.session is not None
+        return [watch.condition.text for watch in tab.session.unasked.watches.active]
+
+    HeldSource.go.set()
+    tab.start(RecordedSource(world))
+    assert tab.session is not None
+    tab.session.watch("it rains", WatchRules(expires_seconds=3600))
+    wait_for(lambda: tab.feeder is not None and not tab.feeder.running)
+    tab.open_stored(tmp_path / "m")
+    assert conditions() == [] and not tab.session.writes
+    tab.start(RecordedSource(world))
+    assert conditions() == ["it rains"] and tab.session.unasked.kept == "Kept in this memory: 1 watch."
+    tab.start(HeldSource(world))
+    assert conditions() == ["it rains"] and tab.session.unasked.kept == "Kept from the stream before: 1 watch."
+    tab.session.unasked.watches.remove(1)
+    tab.open_stored(tmp_path / "m")
+    tab.start(HeldSource(world))
+    assert conditions() == [], "what was taken back stays so"
+    remembering.close_all()
 
 
 def test_alerts_come_as_events(studio: Studio) -> None:

@@ -6,7 +6,7 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from data.errors import MemoryBankError, WatchError
 from memory.notes import Notes
@@ -19,11 +19,19 @@ from vstream.ingest import ChunkRecord, Ingest
 from vstream.prompts import prompts_for
 from vstream.triggers import LiveChunk
 from vstream.turns import Turns
-from vstream.watches import MAX_WATCHES, KeptWatches, Watch, Watches, WatchRules, Webhook
+from vstream.watches import MAX_WATCHES, KeptWatches, Watch, Watches, WatchRules, Webhook, parse_condition
 
 logger = logging.getLogger(__name__)
 
 MAX_UTTERANCES = 20_000
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What somebody wants to be told unasked, whatever the stream. watches: what was written, its rules, and its webhook."""
+
+    watches: tuple[tuple[str, WatchRules, Webhook | None], ...] = ()
+    narration: NarrationRules | None = None
 
 
 class Unasked:
@@ -77,15 +85,28 @@ class Unasked:
             return
         self.kept = f"Kept in this memory: {_count(num)}." if num else ""
 
-    def take_over(self, before: Unasked) -> None:
-        """Watch and comment as `before` did on another stream of the same model and settings; nothing is seen or said yet."""
-        known = {watch.condition.text.lower() for watch in self.watches.active}
-        watches = [watch for watch in before.watches.active if watch.condition.text.lower() not in known]
-        for watch in watches[: MAX_WATCHES - len(known)]:
-            self.watch(watch.written, watch.rules, 0.0, before.watches.hooks.get(watch.number))
-        parts = [_count(len(watches))] if watches else []
-        if before.narration:
-            self.narrate(before.narration)
+    @property
+    def wishes(self) -> Wishes:
+        """What may go on with another stream."""
+        active = self.watches.active
+        return Wishes(tuple((w.written, w.rules, self.watches.hooks.get(w.number)) for w in active), self.narration)
+
+    def take_over(self, wishes: Wishes) -> None:
+        """Watch and comment as on the stream before; nothing is seen or said yet. What this stream's memory watches for
+        already goes on as it is."""
+        now = self.ingest.window[-1].end_seconds if self.ingest.window else 0.0
+        known = {watch.condition.text.lower(): watch.number for watch in self.watches.active}
+        num = 0
+        for written, rules, hook in wishes.watches:
+            number = known.get(parse_condition(written).text.lower())
+            if number is None and len(known) + num < MAX_WATCHES:
+                self.watch(written, rules, now, hook)
+                num += 1
+            elif number is not None and hook is not None:
+                self.watches.hooks[number] = hook
+        parts = [_count(num)] if num else []
+        if wishes.narration:
+            self.narrate(wishes.narration)
             parts.append("the commentary")
         self.kept += f" Kept from the stream before: {' and '.join(parts)}." if parts else ""
         self.kept = self.kept.strip()

@@ -33,6 +33,7 @@ from vstream.ui.stage import Picture
 from vstream.ui.text import clock, percent, span
 from vstream.ui.timeline import tier_names
 from vstream.ui.watched import WatchedSource
+from vstream.unasked import Wishes
 
 CAMERA_SILENCE_SECONDS = 3.0
 """A camera that has sent nothing for this long is paused; what it sends next is a new beginning."""
@@ -67,6 +68,8 @@ class Tab:
         self.why_left = ""
         self.num_told = 0
         """How much the library had said when this stream began."""
+        self._wishes = Wishes()
+        """What was wanted unasked of the last stream that was watched; a stored memory in between changes nothing."""
         self._camera: PushSource | None = None
         self._camera_key = f"camera {secrets.token_hex(8)}"
         """Of this page: another page's camera may be somebody else's."""
@@ -82,13 +85,11 @@ class Tab:
             if self.closed:
                 source.close()
                 raise SourceError("this page was closed; reload it")
-            before = self.session
             self._end_stream()
             num_told = self.library.num_notices if self.library else 0
             try:
                 self.session = self._session_for(source)
-                if before is not None:
-                    self.session.unasked.take_over(before.unasked)
+                self.session.unasked.take_over(self._wishes)
             except VStreamError:
                 source.close()
                 raise
@@ -264,6 +265,8 @@ class Tab:
         with self.library.leaving() if self.library else nullcontext():
             if self.feeder:
                 self.feeder.stop()
+            if self.feeder and self.session:
+                self._wishes = self.session.unasked.wishes
             # An answer that is being written still reads the memory: it ends at its next token.
             if self._asking.acquire(timeout=CLOSE_WAIT_SECONDS):
                 self._asking.release()
