@@ -6,8 +6,9 @@ import fcntl
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 
 from data.errors import MemoryBankError
@@ -34,19 +35,23 @@ def make_private(folder: Path) -> None:
         raise MemoryBankError(f"memory folder {folder} is not writable; choose another folder")
 
 
-def write_whole(path: Path, content: bytes, fault: Fault = no_fault, name: str = "file") -> None:
-    """`content` as the file `path`, 0600: there whole or not at all, also after a crash. OSError if it cannot be written.
+def write_whole(path: Path, content: bytes | Iterable[bytes], fault: Fault = no_fault, name: str = "file") -> None:
+    """`content` (or its parts, one after the other) as the file `path`, 0600: there whole or not at all, also after a crash.
+    OSError if it cannot be written.
 
-    Marked points: NAME.begun, NAME.half, NAME.written, NAME.synced, NAME.renamed, NAME.durable.
+    Marked points: NAME.begun, NAME.half (of the first part), NAME.written, NAME.synced, NAME.renamed, NAME.durable.
     """
+    parts = iter([content] if isinstance(content, bytes) else content)
     part = path.with_suffix(".part")
     fault(f"{name}.begun")
     try:
         with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, PRIVATE_FILE), "wb", buffering=0) as file:
-            half = len(content) // 2
-            _write_all(file.fileno(), content[:half])
+            first = next(parts, b"")
+            half = len(first) // 2
+            _write_all(file.fileno(), first[:half])
             fault(f"{name}.half")
-            _write_all(file.fileno(), content[half:])
+            for rest in chain([first[half:]], parts):
+                _write_all(file.fileno(), rest)
             fault(f"{name}.written")
             os.fsync(file.fileno())
         fault(f"{name}.synced")

@@ -81,6 +81,9 @@ class StoredMemory:
         self.closing = ExitStack()
         self.identity = manifest.identity
         self.vectors = self.vectors_of(manifest.meta("vectors"), manifest.number("num_vectors"))
+        if not manifest.write:
+            # Whoever writes it may forget, and so replace the file, before this one is asked.
+            self.vectors.hold()
         self.segments = manifest.segments()
 
     def limit(self, disk_bytes: int) -> None:

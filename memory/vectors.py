@@ -105,10 +105,17 @@ class VectorFile:
         fault("vectors.synced")
 
     def write(self, blocks: Iterator[Summaries], fault: Fault = no_fault) -> None:
-        """A whole new file of these records, which count at once."""
-        content = b"".join(self._packed(block) for block in blocks)
-        write_whole(self.path, content, fault, "vectors")
-        self.num_records = len(content) // self._record.itemsize
+        """A whole new file of these records, which count at once; block by block, as there may be more than RAM holds."""
+        num_records = 0
+
+        def packed() -> Iterator[bytes]:
+            nonlocal num_records
+            for block in blocks:
+                num_records += len(block)
+                yield self._packed(block)
+
+        write_whole(self.path, packed(), fault, "vectors")
+        self.num_records = num_records
 
     def blocks(self, first: int = 0) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
         """The committed records from number `first` on, in blocks: (number of the first one, records, bool: as they were
@@ -133,6 +140,11 @@ class VectorFile:
                 first += there
         except OSError as error:
             logger.warning("%s cannot be read: %s", self.path, error.strerror)
+
+    def hold(self) -> None:
+        """Open the file now, if it is there: then it is read as it was, even if another takes its place before it is needed."""
+        if self.path.exists():
+            self._handle()
 
     def _handle(self) -> int:
         """Open for reading until this object goes: another file in its place takes nothing from who still searches this one."""

@@ -167,7 +167,8 @@ def test_damaged_vectors_are_made_again_or_reported_and_skipped(
     bank.close()
 
 
-def test_what_is_forgotten_is_not_searched_in_the_old_file(tmp_path: Path) -> None:
+def test_what_is_forgotten_is_not_searched_in_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("memory.vectors.BLOCK_BYTES", 500)  # a few records
     bank, expected = stored_bank(tmp_path / "m"), KeySimilarity()
     put(bank, CHUNKS)
     restored = Restored(KeySimilarity(), bank.memory, until_chunk_id=NUM - 1)
@@ -181,6 +182,21 @@ def test_what_is_forgotten_is_not_searched_in_the_old_file(tmp_path: Path) -> No
     assert gone and bank.memory.vectors is not before
     assert_alike(restored, expected, range(4))
     bank.close()
+
+
+def test_a_reader_finds_what_is_left_after_somebody_else_has_forgotten(tmp_path: Path) -> None:
+    writer, expected = stored_bank(tmp_path / "m"), KeySimilarity()
+    put(writer, CHUNKS)
+    reader = stored_bank(tmp_path / "m", write=False)
+    gone = writer.forget(0.35, 0.95)
+    restored = Restored(KeySimilarity(), reader.memory, until_chunk_id=NUM - 1)
+    for one in CHUNKS:
+        expected.add(one)
+    expected.remove(gone)
+    assert_alike(restored, expected, range(4))
+    assert restored.index is not None and restored.index.num_ram_bytes == 0, "none had to be made again"
+    reader.close()
+    writer.close()
 
 
 def test_what_needs_every_token_is_refused(tmp_path: Path) -> None:
