@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -30,12 +30,22 @@ from retrieval.key_similarity import KeySimilarity
 from retrieval.restored import Restored
 from vstream.session import StreamSession
 
-if TYPE_CHECKING:
-    from eval.crash import Tally
-
 QUESTION = "when did the red circle appear ?"
 NUM_QUERIES = 2
 THINNING = Thinning(Distinct())
+
+
+@dataclass
+class Tally:
+    """What came out of the kills."""
+
+    kills: Counter[str] = field(default_factory=Counter)
+    num_chunks_checked: int = 0
+    num_torn_tails: int = 0
+    num_thinned: int = 0
+    num_gone: int = 0
+    num_finished_forgettings: int = 0
+    failures: list[str] = field(default_factory=list)
 
 
 @dataclass

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from eval.crash import INFO, POINTS, Tally, kill_banks, kill_sessions
-from eval.crash_check import Acknowledged, check_folder
+from eval.crash import kill
+from eval.crash_check import Acknowledged, Tally, check_folder
+from eval.crash_victims import INFO, POINTS, Banks, Sessions
 from eval.random_memory import random_chunk, random_identity, random_record
 from memory import DurableBank, open_memory
 from model_adapters.base import ModelAdapter
@@ -35,8 +36,9 @@ def test_what_was_forgotten_is_not_put_again_and_coming_back_is_noticed(tmp_path
 
 @pytest.mark.slow
 def test_killing_the_writer_loses_nothing_that_was_committed(random_adapter: ModelAdapter, tmp_path: Path) -> None:
-    tally = kill_banks(tmp_path, 2 * len(POINTS) + 10, seed=1)
-    kill_sessions(tmp_path, 2, 1, random_adapter, tally)
+    tally = Tally()
+    kill(Banks(tmp_path, 1, tally), 2 * len(POINTS) + 10, tally)
+    kill(Sessions(tmp_path, 1, tally, random_adapter), 2, tally)
     assert tally.failures == []
     assert tally.kills.total() >= 50 and tally.num_chunks_checked > 0 and tally.num_torn_tails > 0
     assert all(tally.kills[point] for point in POINTS), "every marked point was reached"
