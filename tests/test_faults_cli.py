@@ -1,4 +1,4 @@
-"""Memories that cannot be used, given to every command: one clear line, exit code 2, and what is good in them stays readable."""
+"""Memories that cannot be used, given to every command: one clear line, exit code 2, and what is good stays readable."""
 
 from __future__ import annotations
 
@@ -74,9 +74,8 @@ def test_every_command_says_what_is_wrong_in_one_line(
         code, out, err = run(capsys, *args, *model)
         lines = [line for line in err.splitlines() if "reads no background" not in line]
         assert code == 2 and not out and len(lines) == 1 and words in lines[0], (args, code, out, err)
-    (tmp_path / "q.jsonl").write_text(
-        "".join(json.dumps({"id": i, "video": video, "question": QUESTION}) + "\n" for i, video in enumerate((f"memory:{folder}", WORLD)))
-    )
+    rows = [{"id": video, "video": video, "question": QUESTION} for video in (f"memory:{folder}", WORLD)]
+    (tmp_path / "q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     code, _, _ = run(capsys, "batch", tmp_path / "q.jsonl", "--out", tmp_path / "a.jsonl", *model)
     bad, good = map(json.loads, (tmp_path / "a.jsonl").read_text().splitlines())
     assert code == 0 and words in bad["error"] and "\n" not in bad["error"] and good["answer"] is not None
@@ -92,7 +91,9 @@ def test_every_command_says_what_is_wrong_in_one_line(
         assert run(capsys, "ask", f"memory:{folder}", QUESTION, *model)[0] == 0
 
 
-def test_a_memory_copied_by_half_answers_from_what_is_there(random_adapter, random_folder, frames, tmp_path: Path, capsys) -> None:
+def test_a_memory_copied_by_half_answers_from_what_is_there(
+    random_adapter, random_folder, frames, tmp_path: Path, capsys
+) -> None:
     folder = tmp_path / "m"
     watched(random_adapter, frames, folder).close()
     (folder / "holiday.jpg").write_bytes(b"x")
