@@ -70,7 +70,7 @@ def estimate(
     from transformers import AutoConfig
 
     try:
-        config = AutoConfig.from_pretrained(checkpoint.folder, local_files_only=True)
+        config: Any = AutoConfig.for_model(**checkpoint.config)
         text = getattr(config, "thinker_config", config).get_text_config(decoder=True)
         head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
         numbers = 2 * text.num_hidden_layers * text.num_key_value_heads * head_dim

@@ -15,6 +15,8 @@ from model_adapters.weights import INDEX, SINGLE, WeightTable, read_weights, sha
 
 EMBEDDED = "embedded"
 """The name of the model that ships with the project."""
+SAME_WEIGHTS = {"flash_vstream_qwen2_vl": "qwen2_vl"}
+"""Model types of published systems whose own part has no weights, so that they are checkpoints of a known family."""
 SIDE_FILES = ("*.json", "*.txt", "*.model", "*.jinja")
 """Everything of a hub checkpoint but its weights: small, and enough to tell whether the weights are worth fetching."""
 
@@ -60,6 +62,10 @@ def find_checkpoint(name_or_path: str, families: Mapping[str, Any], revision: st
         raise AdapterError(
             f"the config.json of {name_or_path} cannot be read ({error}); download the checkpoint again"
         ) from error
+    if family in SAME_WEIGHTS:
+        log.warning("%s is a %s; its weights are a %s and run as that", name_or_path, family, SAME_WEIGHTS[family])
+        family = SAME_WEIGHTS[family]
+        config = {**config, "model_type": family}
     if family not in families:
         code = "; it brings code of its own (auto_map), and that is never run" if own_code else ""
         raise AdapterError(

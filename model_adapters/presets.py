@@ -1,8 +1,13 @@
 """How the checkpoints of published streaming systems want to be run. One row each; what the user asks for goes first.
 
 The checkpoints load as what they are, by the `model_type` of their config: TimeChat-Online and StreamingVLM as Qwen2.5-VL,
-LiveCC and Flash-VStream-Qwen as Qwen2-VL, ReKV's as LLaVA-OneVision. What could not be found out is left out. Where a rate is
-low, a chunk is made long enough to fill one temporal slot of the model.
+LiveCC as Qwen2-VL, ReKV's as LLaVA-OneVision. What could not be found out is left out. Where a rate is low, a chunk is made
+long enough to fill one temporal slot of the model.
+
+What is a system's own and is not weights is not here. Flash-VStream-Qwen calls itself `flash_vstream_qwen2_vl`: Qwen2-VL with a
+memory inside the vision tower (clusters of features and the frames nearest to the largest ones), which has no parameters; its
+weights run as Qwen2-VL with this project's memory instead (`loading.SAME_WEIGHTS`). StreamingVLM's eviction is the continuous
+commentary; its config was not at hand. TimeChat-Online's dropping is the feature level with this preset's threshold.
 """
 
 from __future__ import annotations

@@ -82,7 +82,7 @@ class StockAdapter(DecoderAdapter):
         text = model.config.get_text_config()
         info = ModelInfo(
             name=name,
-            family=model.config.model_type,
+            family=type(model.config).model_type,
             # Stored positions of other parts would be read wrongly.
             fingerprint=print_ if self.parts == 1 else f"{print_}-{self.parts}",
             num_layers=text.num_hidden_layers,
