@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -56,7 +57,7 @@ TURNS = (
 )
 NORMAL = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
 CLIP = {"image_mean": [0.48145466, 0.4578275, 0.40821073], "image_std": [0.26862954, 0.26130258, 0.27577711]}
-TEXT = {
+TEXT: dict[str, Any] = {
     "hidden_size": 64,
     "intermediate_size": 96,
     "num_hidden_layers": 3,
@@ -66,6 +67,7 @@ TEXT = {
     "rope_parameters": {"rope_type": "default", "rope_theta": 1e4},
     "tie_word_embeddings": False,
 }
+"""A small text model of the Llama shape, that of every family's checkpoint: three layers, two query heads to a KV head."""
 
 
 def build_bpe(special: tuple[str, ...], template: str | None, eos: str = "<|im_end|>") -> PreTrainedTokenizerFast:

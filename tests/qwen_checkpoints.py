@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import transformers
+from checkpoints import TEXT
 from safetensors.torch import load_file, save_file
 
 from model_adapters.random_weights import TEMPLATE as QWEN_TEMPLATE
@@ -36,20 +37,14 @@ def save_random(model: Any, tokenizer: Any, folder: Path, preprocessor: dict[str
 
 
 def text_shape(tokenizer: Any, **changes: Any) -> dict[str, Any]:
-    """A small text model of the Qwen2 or Qwen3 shape: three layers, two query heads to a KV head."""
+    """`TEXT` with three axes of positions and this tokenizer's ids."""
     shape = {
         "vocab_size": (len(tokenizer) + 63) // 64 * 64,
-        "hidden_size": 64,
-        "intermediate_size": 96,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 32768,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]},
+        "rope_parameters": TEXT["rope_parameters"] | {"mrope_section": [2, 3, 3]},
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
     }
-    return shape | changes
+    return TEXT | shape | changes
 
 
 def experts(**changes: Any) -> dict[str, Any]:
