@@ -134,7 +134,7 @@ def test_a_session_answers_alike(adapter: StockAdapter, frames: list[Frame]) -> 
             assert ours.chunk_id == theirs.chunk_id and ours.score == pytest.approx(theirs.score, abs=1e-3)
 
 
-@pytest.mark.parametrize("fault", ["no graph", "another result"])
+@pytest.mark.parametrize("fault", ["no graph", "another result", "no number"])
 def test_what_is_no_graph_is_told_once_and_decoded_without(adapter: StockAdapter, fault: str, monkeypatch, caplog) -> None:
     expected = asked(adapter, 2, 4)
     made = graphs(adapter)
@@ -142,7 +142,7 @@ def test_what_is_no_graph_is_told_once_and_decoded_without(adapter: StockAdapter
     def wrong(step: steps_module.Step, *args: Any) -> Any:
         if fault == "no graph":
             raise RuntimeError("nothing\nto be had")
-        return lambda: made._forward(step).flip(1)
+        return lambda: made._forward(step).flip(1) if fault == "another result" else made._forward(step) * torch.nan
 
     monkeypatch.setattr(made, "_captured" if made.kind == "cuda" else "_traced", wrong)
     with caplog.at_level(logging.WARNING):
