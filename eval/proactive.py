@@ -102,7 +102,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
                     poll(adapter, config, scene, names, watches["poll"][kind], comments["poll"][kind], args.poll_every)
                 if not args.no_triggers:
                     measure(adapter, config, scene, names, gates["stream"][kind], gates["watches"][kind])
-                progress.update(sum(len(shares) > 0 for shares in cost.values()))
+                progress.update(sum(map(len, cost.values())))
     result: dict[str, Any] = {
         "watches": {name: {kind: tally.row() for kind, tally in kinds.items()} for name, kinds in watches.items()},
         "commentary": {name: {kind: tally.row() for kind, tally in kinds.items()} for name, kinds in comments.items()},
