@@ -101,7 +101,7 @@ class MemoryBank(Bank):
     def stream(self, chunk_ids: Sequence[int]) -> Generator[list[ChunkKV], None, None]:
         with self._pinning(chunk_ids):
             read = partial(self._get, requested=chunk_ids)
-            yield from in_groups(read, chunk_ids, self._sizes(chunk_ids), self.device.type == "cuda")
+            yield from in_groups(read, self._announce, chunk_ids, self._sizes(chunk_ids), self.device.type == "cuda")
 
     def _get(self, chunk_ids: Sequence[int], take: Take, requested: Sequence[int]) -> list[ChunkKV]:
         """take: see `Store.gather`. requested: see `_promote_unless_pinned`."""
@@ -116,6 +116,11 @@ class MemoryBank(Bank):
                     found.append(read[0])
                     self._promote_unless_pinned(*read, requested)
         return found
+
+    def _announce(self, chunk_ids: Sequence[int]) -> None:
+        with self._lock:
+            for _, store in self._tiers.stores:
+                store.announce(chunk_ids)
 
     def _sizes(self, chunk_ids: Sequence[int]) -> dict[int, int]:
         """Bytes that chunks take up where they are."""

@@ -53,6 +53,9 @@ class Store(ABC):
         cannot be read, are left out."""
         return {}
 
+    def announce(self, chunk_ids: Collection[int]) -> None:  # noqa: B027 - most stores need not be told
+        """These will be gathered soon; unknown ones are ignored."""
+
     def get(self, chunk_id: int, device: torch.device | None = None) -> ChunkKV:
         """The chunk itself on `device` (or where the store lives). Errors and caution as in `stored`."""
         item = self.stored(chunk_id)

@@ -173,6 +173,12 @@ class DurableBank(MemoryBank):
         super().close()
         self.memory.close()
 
+    def _announce(self, chunk_ids: Sequence[int]) -> None:
+        with self._lock:
+            here = [i for i in chunk_ids if i in self._tiers.entries]
+        super()._announce(here)
+        self.memory.announce([i for i in chunk_ids if i not in here])
+
     def _sizes(self, chunk_ids: Sequence[int]) -> dict[int, int]:
         return {**self.memory.manifest.sizes(chunk_ids), **super()._sizes(chunk_ids)}
 

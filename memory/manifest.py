@@ -22,6 +22,7 @@ from memory.files import PRIVATE_FILE
 from memory.identity import FORMAT_VERSION, Identity
 from memory.migrations import MIGRATIONS, Migration, path_of
 from memory.rows import CHUNK_COLUMNS, PICTURE_COLUMNS, ROW_COLUMNS, ChunkRow, Gap, Sitting, TimelineMoment
+from memory.segment_file import Place
 
 MANIFEST = "manifest.sqlite"
 SCHEMA = f"""
@@ -193,6 +194,14 @@ class Manifest(Database):
         ends = "SELECT min(start_seconds), max(end_seconds) FROM chunks WHERE chunk_id BETWEEN ? AND ?"
         ((start, end),) = self.query(ends, (min(chunk_ids), max(chunk_ids)))
         return start, end
+
+    def places(self, chunk_ids: Collection[int]) -> dict[int, list[Place]]:
+        """Where the KV of stored chunks lies, by segment."""
+        where = f"WHERE segment NOT NULL AND chunk_id IN {_ids(chunk_ids)}"
+        found: dict[int, list[Place]] = {}
+        for segment, offset, num_bytes in self.query(f"SELECT segment, offset, num_bytes FROM chunks {where}"):
+            found.setdefault(segment, []).append(Place(offset, num_bytes))
+        return found
 
     def sizes(self, chunk_ids: Collection[int]) -> dict[int, int]:
         """Bytes of the KV of stored chunks."""

@@ -21,6 +21,9 @@ from model_adapters.base import ChunkKV
 GROUP_BYTES = 4 * 2**20
 """Of chunks as they are kept."""
 
+ANNOUNCED = 3
+"""Groups that the disk is told of before they are read."""
+
 Take = Callable[[int], torch.Tensor]
 """num_bytes → uint8 [num_bytes] to read into."""
 Request = TypeVar("Request")
@@ -53,11 +56,16 @@ class Staging:
 
 
 def in_groups(
-    read: Callable[[Sequence[int], Take], list[ChunkKV]], chunk_ids: Sequence[int], sizes: Mapping[int, int], pin: bool
+    read: Callable[[Sequence[int], Take], list[ChunkKV]],
+    announce: Callable[[Sequence[int]], None],
+    chunk_ids: Sequence[int],
+    sizes: Mapping[int, int],
+    pin: bool,
 ) -> Generator[list[ChunkKV], None, None]:
     """What `read` gives of all chunks, group by group, at least once. A group is good until the next is asked for.
 
-    sizes: bytes of the chunks as they are kept, as far as they are known. pin: see Staging.
+    announce: hears of what is read soon, so that the disk need not wait for whoever uses the processor. sizes: bytes of the
+    chunks as they are kept, as far as they are known. pin: see Staging.
     """
     groups = groups_of(chunk_ids, sizes)
     if len(groups) == 1:
@@ -67,6 +75,8 @@ def in_groups(
     staging = [Staging(GROUP_BYTES + ALIGNMENT * len(chunk_ids), pin) for _ in range(2)]
 
     def one(number: int) -> list[ChunkKV]:
+        for soon in groups[number + ANNOUNCED if number else 1 : number + ANNOUNCED + 1]:
+            announce(soon)
         staging[number % 2].reset()
         return read(groups[number], staging[number % 2].take)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -127,6 +128,21 @@ def read_blocks(path: Path, places: Sequence[Place], take: Take = fresh) -> list
     except OSError as error:
         raise MemoryBankError(f"{path.name} cannot be read: {error.strerror}; its chunks are left out") from error
     return blocks
+
+
+def announce_blocks(path: Path, places: Sequence[Place]) -> None:
+    """Have the system, where it can, read blocks into its cache in the background. What cannot be read is for who reads it to
+    find out."""
+    if not hasattr(os, "posix_fadvise"):
+        return
+    with suppress(OSError):
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            for run in _runs(places):
+                start, end = places[run[0]].offset, places[run[-1]].offset + places[run[-1]].num_bytes
+                os.posix_fadvise(handle, start, end - start, os.POSIX_FADV_WILLNEED)
+        finally:
+            os.close(handle)
 
 
 def _runs(places: Sequence[Place]) -> Iterator[list[int]]:

@@ -17,7 +17,7 @@ from memory.codecs.native import Native
 from memory.files import make_private
 from memory.layout import PackedChunk, Packet, pack, unpack
 from memory.reading import Take, fresh
-from memory.segment_file import Place, read_block, read_blocks, segment_path, write_segment
+from memory.segment_file import Place, announce_blocks, read_block, read_blocks, segment_path, write_segment
 from model_adapters.base import ChunkKV
 
 SEGMENT_BYTES = 16 * 2**20
@@ -87,6 +87,11 @@ class DiskStore(Store):
             return unpack(written.layout, block, written.crc32)
         except MemoryBankError as error:
             raise MemoryBankError(f"{path.name}: chunk {chunk_id} is damaged: {error}; it is left out") from error
+
+    def announce(self, chunk_ids: Collection[int]) -> None:
+        for chunk_id in chunk_ids:
+            if (written := self._written.get(chunk_id)) is not None:
+                announce_blocks(self._segments[written.segment].path, [written.place])
 
     def gather(self, chunk_ids: Collection[int], take: Take = fresh) -> dict[int, Stored]:
         """Segment by segment, each in as few reads as its chunks allow."""

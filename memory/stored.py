@@ -26,7 +26,7 @@ from memory.manifest import Manifest
 from memory.reading import Take, fresh
 from memory.records import ChunkRecord, mask_to_bytes
 from memory.rows import ChunkRow, Gap, Sitting
-from memory.segment_file import read_block, read_blocks, segment_path, write_segment
+from memory.segment_file import announce_blocks, read_block, read_blocks, segment_path, write_segment
 from memory.stored_vectors import StoredVectors
 from memory.thinning import Thinning
 from memory.upkeep import keep_quota
@@ -157,6 +157,11 @@ class StoredMemory:
             except MemoryBankError:
                 continue
         return found
+
+    def announce(self, chunk_ids: Sequence[int]) -> None:
+        """These will be read soon."""
+        for segment, places in self.manifest.places(chunk_ids).items():
+            announce_blocks(segment_path(self.folder, segment), places)
 
     def without_vector(self, wanted: np.ndarray, stored: StoredVectors) -> Iterator[ChunkKV]:
         """Those of these chunks (ids int64) that are not among the vectors found for them."""

@@ -93,6 +93,15 @@ def test_damage_in_the_middle_is_reported_and_skipped(tmp_path: Path, where: str
     bank.close()
 
 
+@pytest.mark.parametrize("where", ["disk", "durable"])
+def test_a_file_that_is_gone_is_reported_like_damage(tmp_path: Path, where: str) -> None:
+    bank = banks(tmp_path)[where]()
+    sorted(tmp_path.rglob("*.safetensors"))[0].unlink()
+    read = [one.chunk_id for group in bank.stream(range(NUM)) for one in group]
+    assert bank.damaged and sorted([*read, *bank.damaged]) == list(range(NUM))
+    bank.close()
+
+
 @pytest.mark.parametrize("where", ["ram", "disk", "durable, cached"])
 @pytest.mark.parametrize("num_groups", [1, 2, 3])
 def test_what_is_left_early_leaves_nothing_behind(
