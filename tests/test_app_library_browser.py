@@ -54,7 +54,7 @@ def studio(browser: Any, library: Path) -> Studio:
 
 def choose(page: Page, words: str) -> str:
     """Choose the saved memory whose line begins with `words`. Returns the line."""
-    page.tab("Chat")
+    page.tab("Demo")
     page.tab("Library")
     option = page.page.locator("ul[role=listbox] li", has_text=words).first
     for _ in range(40):  # The choices come when the tab is opened; a list that is open already does not take them up.
@@ -151,13 +151,29 @@ def test_what_was_thinned_is_striped_and_what_is_gone_is_grey(page: Page) -> Non
 def test_a_damaged_memory_says_so_and_the_others_stay_usable(page: Page) -> None:
     for name in ("damaged", "beheaded"):
         line = choose(page, f"{name}:")
-        assert line.startswith(f"{name}: ") and "\n" not in line
+        assert line.startswith(f"{name}: ") and "memory rebuild" in line and "\n" not in line
         page.page.click("#open-saved")
         page.wait_text("#notice", name)
         assert page.page.query_selector("#stage .vs-state-live"), "what was watched goes on"
     page.shoot("library-damaged")
     opened(page, "thinned film")
     assert answer_of(page, "what is on screen now ?")
+
+
+def test_a_memory_is_pinned_and_the_library_says_how_full_it_is(page: Page, studio: Studio) -> None:
+    choose(page, "whole film")
+    page.wait_text("#library-usage", "of 64.0 GiB")
+    page.page.click("#pin-saved")
+    page.wait_text("#notice", "it stays, whatever comes")
+    assert choose(page, "whole film").endswith("pinned")
+    page.page.click("#pin-saved")
+    page.wait_text("#notice", "it gives way when its turn comes")
+    assert studio.library is not None
+    studio.library._say("the memory of last week was deleted")
+    page.wait_text("#stage .vs-notice", "last week was deleted")
+    choose(page, "whole film")
+    page.wait_text("#library-usage li", "last week was deleted")
+    page.shoot("library-usage")
 
 
 def test_a_memory_is_deleted_once_the_box_is_ticked(page: Page, library: Path) -> None:
