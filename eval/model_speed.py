@@ -75,7 +75,7 @@ def flops(work: Callable[[], object]) -> int:
 
 
 @torch.inference_mode()
-def measure(adapter: ModelAdapter, rounds: int = 5, side: int = SIDE, compile_step: str = "auto") -> dict[str, Any]:
+def measure(adapter: ModelAdapter, rounds: int = 5, side: int = SIDE, compile_step: str = "off") -> dict[str, Any]:
     """Figures and limits. *_flops: per call. bytes_per_step: weights and KV that one decoded token has to read.
     graph_step_seconds: of a token that is decoded by graphs, None where compile_step makes none."""
     bench = Bench(adapter, side)

@@ -64,7 +64,7 @@ def load_adapter(
     revision: str | None = None,
     max_pixels: int | None = None,
     kv_bytes: int = 0,
-    compile_step: str = "auto",
+    compile_step: str = "off",
 ) -> ModelAdapter:
     """Load a model by the name `embedded`, a local folder, a hub id, or `random:SHAPE` (see `random_weights`).
 

@@ -32,7 +32,7 @@ class ModelChoice:
     device_map: str | None = None
     revision: str | None = None
     max_pixels: int | None = None
-    compile_step: str = "auto"
+    compile_step: str = "off"
 
     def load(self, kv_bytes: int = 0) -> ModelAdapter:
         """Raises AdapterError. kv_bytes: what the session may store on the device."""
@@ -58,8 +58,8 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device-map", metavar="MAP", help="cpu, cuda, cuda:1, or auto to spread over what is there")
     parser.add_argument("--revision", help="branch, tag or commit of a hub id; default: main")
     parser.add_argument("--max-pixels", type=int, metavar="AREA", help="of a frame as the model sees it; default: its own")
-    steps = "decode by graphs; auto (default): CUDA graphs where there is CUDA; on: else by torch.compile, no gain on a CPU"
-    parser.add_argument("--compile-step", choices=STEPS, default="auto", help=steps)
+    steps = "decode by graphs; auto: CUDA graphs where there is CUDA; on: else by torch.compile, no gain on a CPU; default: off"
+    parser.add_argument("--compile-step", choices=STEPS, default="off", help=steps)
 
 
 def chosen_model(args: argparse.Namespace) -> ModelChoice:
