@@ -161,7 +161,7 @@ class Answerer:
         room = sum(kv.num_tokens for kv in [sink, *recent]) + num_question_tokens + self.config.max_new_tokens
         shared = len(layers) == 1
         context: KVContext | None = None
-        read: list[Seen] = []
+        read: list[Placed] = []
         for group in groups:
             with self.turns.answer():
                 if context is None:
@@ -175,18 +175,18 @@ class Answerer:
                     chunks = {kv.chunk_id: kv for kv in group}
                     rows = [[chunks[i] for i in sorted(hit.chunk_id for hit in row) if i in chunks] for row in layers]
                     adapter.append_layers(context, rows)
-            read += map(Seen.of, group)
+            read += map(Placed.of, group)
         assert context is not None
         with self.turns.answer():
             # What memory could not give back, dropped or damaged, must not be found again.
             self.retriever.remove(hits.keys() - {seen.chunk_id for seen in read})
             adapter.append(context, recent)
         found = [hits[seen.chunk_id] for seen in read]
-        return Built(context, sink.num_tokens, [*read, *map(Seen.of, recent)], found, tiers, shared)
+        return Built(context, sink.num_tokens, [*read, *map(Placed.of, recent)], found, tiers, shared)
 
 
 @dataclass(frozen=True)
-class Seen:
+class Placed:
     """A chunk that stands in a context, without its KV."""
 
     chunk_id: int
@@ -195,7 +195,7 @@ class Seen:
     num_tokens: int
 
     @classmethod
-    def of(cls, kv: ChunkKV) -> Seen:
+    def of(cls, kv: ChunkKV) -> Placed:
         return cls(kv.chunk_id, kv.start_seconds, kv.end_seconds, kv.num_tokens)
 
 
@@ -205,7 +205,7 @@ class Built:
 
     context: KVContext
     num_sink_tokens: int
-    chunks: list[Seen]
+    chunks: list[Placed]
     hits: list[Hit]
     tiers: dict[int, str]
     shared: bool
