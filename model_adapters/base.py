@@ -148,6 +148,11 @@ class ModelAdapter(ABC):
     frames_per_slot: int
     """Frames that make one temporal slot."""
 
+    @property
+    @abstractmethod
+    def weight_bytes(self) -> int:
+        """What all weights take up together."""
+
     @abstractmethod
     def compile_steps(self, asked: str) -> str:
         """Decode tokens by graphs from now on: `auto` where there is CUDA, `on` everywhere, `off` nowhere. Returns in words how

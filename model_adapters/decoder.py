@@ -55,6 +55,10 @@ class DecoderAdapter(ModelAdapter):
         """Whether parts of the model compute or wait on several devices, and hooks move what is between them."""
         return any(weights.device != self.device for weights in self.model.parameters())
 
+    @property
+    def weight_bytes(self) -> int:
+        return sum(weights.nbytes for weights in self.model.parameters())
+
     def compile_steps(self, asked: str) -> str:
         # Kept under what was asked for: graphs that are made serve again.
         self.steps = self._steps.setdefault(asked, Steps(self, asked))

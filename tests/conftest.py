@@ -55,6 +55,8 @@ ALIVE: WeakSet[Bank] = WeakSet()
 
 def pytest_sessionstart() -> None:
     """Before anything is collected: banks are made at import, too."""
+    # As the program does with small models: beside a busy process, two threads take many times as long as one.
+    torch.set_num_threads(1)
 
     def watch(kind: type[Bank]) -> None:
         make, close = kind.__init__, kind.close

@@ -120,12 +120,14 @@ def test_a_memory_that_has_lost_its_manifest_is_listed_told_and_deleted(studio: 
     assert studio.saved() == []
 
 
-def test_a_reload_goes_on_in_the_memory_of_its_source(studio: Studio) -> None:
+@pytest.mark.parametrize("late_seconds", [0.0, 0.3])
+def test_a_reload_goes_on_in_the_memory_of_its_source(studio: Studio, late_seconds: float) -> None:
+    """late_seconds: how much later than the new page's beginning the old page's end is known."""
     studio.open("a").start(open_source(SLOW))
     tab = studio.tab("a")
     wait_for(lambda: len(tab.records()) >= 2)
     first_chunk = tab.thumbnail(0)
-    closing = threading.Thread(target=studio.close, args=("a",))
+    closing = threading.Timer(late_seconds, studio.close, args=("a",))
     closing.start()
     tab = studio.open("b")
     tab.start(open_source(SLOW))

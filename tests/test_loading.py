@@ -17,14 +17,16 @@ from safetensors.torch import load_file, save_file
 from data.errors import AdapterError
 from model_adapters import budget as budget_module
 from model_adapters import loading
-from model_adapters.base import ChunkKV
+from model_adapters.base import ChunkKV, ModelAdapter
 from model_adapters.budget import estimate, free_ram
 from model_adapters.loading import Checkpoint, find_checkpoint
 from model_adapters.registry import FAMILIES, load_adapter, memory_needed
 from model_adapters.weights import INDEX, SINGLE, read_weights
 from retrieval.key_similarity import KeySimilarity
+from vstream import models
 from vstream.__main__ import main
 from vstream.config import SessionConfig
+from vstream.models import ModelChoice
 from vstream.session import StreamSession
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -337,3 +339,30 @@ def test_doctor_tells_what_a_model_costs(folder, capsys) -> None:
     assert main(["doctor", "--model", str(folder)]) == 2
     (line,) = [line for line in capsys.readouterr().out.splitlines() if " model " in line]
     assert line.startswith("--") and "torn" in line
+
+
+def test_a_small_model_takes_one_thread_and_any_other_what_is_there(
+    random_folder: Path, random_adapter: ModelAdapter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = torch.get_num_threads()
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    named = str(random_folder)
+    try:
+        torch.set_num_threads(3)
+        with monkeypatch.context() as large:
+            large.setattr(models, "SMALL_BYTES", random_adapter.weight_bytes - 1)
+            ModelChoice(named).load()
+            assert torch.get_num_threads() == 3
+        ModelChoice(named, threads=2).load()
+        assert torch.get_num_threads() == 2, "what was asked for"
+        ModelChoice(named).load()
+        assert torch.get_num_threads() == 1
+        torch.set_num_threads(3)
+        monkeypatch.setenv("OMP_NUM_THREADS", "3")
+        ModelChoice(named).load()
+        assert torch.get_num_threads() == 3, "the environment goes before our own rule"
+    finally:
+        torch.set_num_threads(before)
+    assert random_adapter.weight_bytes >= (random_folder / "model.safetensors").stat().st_size * 0.9
+    with pytest.raises(AdapterError, match="--threads is 0"):
+        ModelChoice(named, threads=0).load()

@@ -11,11 +11,13 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property, lru_cache
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from data.errors import QuestionError, VStreamError
 from data.sources import open_source
@@ -180,6 +182,9 @@ def _answers(rows: list[Row], job: Job, workers: int) -> Iterator[Row]:
         return
     # It could be loaded, and that is all that this process needs to know of it.
     _adapter.cache_clear()
+    if job.model.threads is None:
+        # Where they share the cores, each has its own.
+        job = replace(job, model=replace(job.model, threads=max(1, torch.get_num_threads() // min(workers, len(videos)))))
     with ProcessPoolExecutor(min(workers, len(videos)), mp_context=get_context("spawn")) as pool:
         futures = [pool.submit(_answered_video, video, asked, job) for video, asked in videos.items()]
         for future in as_completed(futures):

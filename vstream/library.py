@@ -28,7 +28,10 @@ from vstream.turns import Turns
 logger = logging.getLogger(__name__)
 
 RELEASE_SECONDS = 15.0
-"""How long a new stream waits for one that is just being closed: a page that is reloaded closes its old stream late."""
+"""How long a new stream waits for one that is just being closed."""
+GRACE_SECONDS = 2.0
+"""How long it waits for the memory of its source where another stream is still writing it: a page that is reloaded may begin
+anew before the old one is known to have gone."""
 
 KEEP_SECONDS = 10.0
 """How often the sizes are looked at while something is written."""
@@ -74,13 +77,18 @@ class Library:
     def session(self, adapter: ModelAdapter, config: SessionConfig, turns: Turns, source: Source) -> StreamSession:
         """A session that writes the memory of what was watched before, or a new one. See `StreamSession.join`."""
         identity = identity_of(adapter.info, config)
+        key = source.recording_key or source.place_key
         with self._changed:
+            taken = [folder for folder in self._of(key, identity) if folder in self._writing]
+            self._changed.wait_for(
+                lambda: not self._num_leaving and not any(folder in self._writing for folder in taken), timeout=GRACE_SECONDS
+            )
             self._changed.wait_for(lambda: not self._num_leaving, timeout=RELEASE_SECONDS)
             room = self.keep_within()
             if room.share_bytes(len(self._writing) + 1) < MIN_BYTES:
                 self._say(f"{self._taken(room)} and nothing in it may give way, so {source.info.label} is not remembered")
                 return StreamSession(adapter, config, turns=turns)
-            for folder in self._of(source.recording_key or source.place_key, identity):
+            for folder in self._of(key, identity):
                 try:
                     return self._written(StreamSession(adapter, config, turns=turns, memory=folder))
                 except MemoryBankError as error:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+import torch
+
+from data.errors import AdapterError
 from model_adapters.base import ModelAdapter
 from model_adapters.registry import (
     DTYPES,
@@ -22,10 +26,15 @@ from model_adapters.registry import (
 )
 from vstream.config import SessionConfig, from_flags
 
+SMALL_BYTES = 64 * 2**20
+"""Weights of up to so much are soon read: a second thread is no gain then, and where another process has its core, each of the
+many short waits for it is long. With the embedded model (10 MB) on two cores, one thread is as fast as two, and 15 times as
+fast beside a busy process."""
+
 
 @dataclass(frozen=True)
 class ModelChoice:
-    """A model by name, and how it is loaded. None: the default of `load_adapter`."""
+    """A model by name, and how it is loaded. None: the default of `load_adapter`; threads: see `cpu_threads`."""
 
     model: str = EMBEDDED
     dtype: str | None = None
@@ -33,11 +42,24 @@ class ModelChoice:
     revision: str | None = None
     max_pixels: int | None = None
     compile_step: str = "off"
+    threads: int | None = None
 
     def load(self, kv_bytes: int = 0) -> ModelAdapter:
-        """Raises AdapterError. kv_bytes: what the session may store on the device."""
+        """Raises AdapterError. kv_bytes: what the session may store on the device. Sets the process' number of threads."""
+        if self.threads is not None and self.threads < 1:
+            raise AdapterError(f"--threads is {self.threads}; give at least 1")
         more: dict[str, Any] = {"max_pixels": self.max_pixels, "compile_step": self.compile_step}
-        return load_adapter(self.model, **self._options(), **more, kv_bytes=kv_bytes)
+        loaded = load_adapter(self.model, **self._options(), **more, kv_bytes=kv_bytes)
+        threads = self.cpu_threads(loaded)
+        if threads is not None:
+            # Torch keeps this number for the whole process, which has one model.
+            torch.set_num_threads(threads)
+        return loaded
+
+    def cpu_threads(self, adapter: ModelAdapter) -> int | None:
+        """How many threads torch is to use; None: as many as it does, which OMP_NUM_THREADS says, or the number of cores."""
+        small = adapter.device.type == "cpu" and adapter.weight_bytes <= SMALL_BYTES
+        return 1 if self.threads is None and small and "OMP_NUM_THREADS" not in os.environ else self.threads
 
     def needs(self) -> Budget:
         """What it takes in memory, told without loading it. Raises AdapterError."""
@@ -59,6 +81,7 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--revision", help="branch, tag or commit of a hub id; default: main")
     parser.add_argument("--max-pixels", type=int, metavar="AREA", help="of a frame as the model sees it; default: its own")
     steps = "decode by graphs; auto: CUDA graphs where there is CUDA; on: else by torch.compile, no gain on a CPU; default: off"
+    parser.add_argument("--threads", type=int, metavar="N", help="of the CPU; default: one for a small model, else all cores")
     parser.add_argument("--compile-step", choices=STEPS, default="off", help=steps)
 
 
