@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test quick check format clean
+.PHONY: run test quick video-processors check format clean
 
 run: $(VENV)/.installed  ## open the page on the embedded model and a demo stream
 	$(BIN)/python app.py $(ARGS)
@@ -12,6 +12,12 @@ test: $(VENV)/.installed-dev  ## all tests
 
 quick: $(VENV)/.installed-dev  ## the everyday tests
 	$(BIN)/python -m pytest -m "not slow and not browser"
+
+# Beside the others, not among them: transformers would prefer it, and it does not import beside a CPU-only torch as it is.
+TORCHVISION := $(VENV)/torchvision-0.28.0
+
+video-processors: $(VENV)/.installed-dev $(TORCHVISION)  ## pixels against the families' own video processors
+	PYTHONPATH=$(TORCHVISION):tests $(BIN)/python -m pytest -p torchvision_names tests/test_video_processors.py
 
 check: $(VENV)/.installed-dev  ## lint, format and types
 	$(BIN)/ruff check .
@@ -30,6 +36,9 @@ $(VENV)/.installed: requirements.txt
 $(VENV)/.installed-dev: requirements-dev.txt $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet -r requirements-dev.txt
 	touch $@
+
+$(TORCHVISION): $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --no-deps --target $@ $(subst -,==,$(notdir $@))
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache
