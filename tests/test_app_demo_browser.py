@@ -24,7 +24,7 @@ from vstream.ui.studio import Studio
 pytestmark = [pytest.mark.slow, pytest.mark.browser]
 
 SEED = 13
-"""Of a stream on which the embedded model answers right at every half second, so that what is wrong on the page is the page's."""
+"""Of a stream on which the embedded model is right at every half second, so that what is wrong on the page is the page's."""
 SECONDS = int(os.environ.get("VSTREAM_DEMO_SECONDS", "80"))
 SPEED = float(os.environ.get("VSTREAM_DEMO_SPEED", "4"))
 WORLD = make_world(SEED, SECONDS)

@@ -22,8 +22,11 @@ from data.frames import Frame
 from data.questions import comment_at
 from data.sources import Source, SourceInfo
 from data.world import World, make_world
+from memory import open_memory
+from memory.notes import Note, Notes
+from model_adapters.base import ModelAdapter
 from model_adapters.registry import load_adapter
-from vstream.commentary import Utterance
+from vstream.commentary import KeptNarration, NarrationRules, Utterance
 from vstream.config import SessionConfig
 from vstream.session import StreamSession
 from vstream.ui.alerts import events
@@ -131,9 +134,10 @@ def test_a_page_watches_and_comments_and_exports(studio: Studio, monkeypatch: py
     said = {int(u.start_seconds): u.text for u in session.unasked.utterances}
     truth = {t: comment_at(world, t) for t in range(SECONDS) if comment_at(world, t)}
     assert sum(said.get(t) == words for t, words in truth.items()) >= 0.8 * len(truth)
-    watching, log, words = handlers.tick(page)
+    watching, log, words, *fields = handlers.tick(page)
+    assert fields == ["sports", "Reds against blues."]
     assert f'data-chunk="{alert.chunk_id}"' in watching and "the model says yes" in log and said[max(said)] in words
-    assert tuple(type(piece) for piece in handlers.tick(page)) == (dict, dict, dict), "shown already: nothing is sent"
+    assert tuple(type(piece) for piece in handlers.tick(page)) == (dict,) * 5, "shown already: nothing is sent"
     assert overlay_words(session) in (said[max(said)], "")
     timeline = timeline_of(tab)
     assert timeline.count("vs-dot vs-alert") == 1 and timeline.count("vs-dot vs-comment") == len(said)
@@ -212,6 +216,61 @@ def test_what_is_wanted_goes_on_over_a_stored_memory_and_a_remembered_stream(stu
     tab.start(HeldSource(world))
     assert conditions() == [], "what was taken back stays so"
     remembering.close_all()
+
+
+def test_a_source_is_commented_on_as_it_was_before(studio: Studio, tmp_path: Path) -> None:
+    """Style and background belong to a source: they are on the page when it is watched again, and no other source has them."""
+    pytest.importorskip("gradio")
+    from vstream.ui.unasked import UnaskedHandlers
+
+    HeldSource.go.set()
+    here, there = RecordedSource(make_world(SEED, 4)), HeldSource(make_world(SEED, 4))
+    fields: dict[str, list[Any]] = {}
+    for key, source, chosen in (
+        ("first", here, ("sports", "Reds against blues.")),
+        ("other", there, None),
+        ("again", RecordedSource(make_world(SEED, 4)), None),
+    ):
+        remembering = Studio(studio.adapter, studio.config, start_source=None, folder=tmp_path / "library")
+        handlers = UnaskedHandlers(remembering)
+        remembering.open(key).start(source)
+        if chosen:
+            handlers.narrate(*chosen, request(key))
+        fields[key] = [field if isinstance(field, str) else None for field in handlers.tick(request(key))[-2:]]
+        session = remembering.tab(key).session
+        assert session is not None and (session.unasked.narration is not None) == (key == "first"), "nobody asked for words"
+        remembering.close_all()
+    assert fields == {"first": [*("sports", "Reds against blues.")], "other": [None, None], "again": fields["first"]}
+    # A page that comments on one source comments on the next one as that was commented on.
+    remembering = Studio(studio.adapter, studio.config, start_source=None, folder=tmp_path / "library")
+    tab = remembering.open("last")
+    tab.start(HeldSource(make_world(SEED, 4)))
+    assert tab.session is not None
+    tab.session.narrate(NarrationRules(background="A harbour."))
+    tab.start(RecordedSource(make_world(SEED, 4)))
+    assert tab.session.unasked.narration == NarrationRules(style="sports", background="Reds against blues.")
+    remembering.close_all()
+
+
+def test_how_it_was_commented_on_is_checked_when_it_is_read(
+    random_adapter: ModelAdapter, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rules = NarrationRules(style="brief", words_per_second=1.5, background="Ein Häfen & <b>")
+    with StreamSession(random_adapter, memory=tmp_path / "m") as session:
+        session.narrate(NarrationRules())
+        session.narrate(rules)
+    with StreamSession(random_adapter, memory=tmp_path / "m", read_only=True) as session:
+        assert session.unasked.suggested == rules
+        session.narrate(NarrationRules(background="not written"))
+    for content in ("[]", '{"style": "loud"}', "no JSON"):
+        memory = open_memory(tmp_path / "m", write=True)
+        assert KeptNarration(Notes(memory.manifest), True).load() == rules
+        Notes(memory.manifest).put([Note("narration", 0, content)], 1)
+        memory.close()
+        with StreamSession(random_adapter, memory=tmp_path / "m") as session:
+            assert session.unasked.suggested is None and "cannot be read" in caplog.text
+            session.narrate(rules)
+        caplog.clear()
 
 
 def test_alerts_come_as_events(studio: Studio) -> None:

@@ -13,7 +13,7 @@ from memory.notes import Notes
 from memory.records import Records
 from memory.stored import StoredMemory
 from model_adapters.base import ModelAdapter
-from vstream.commentary import Commentator, NarrationRules, Utterance, create_commentator
+from vstream.commentary import Commentator, KeptNarration, NarrationRules, Utterance, create_commentator
 from vstream.config import SessionConfig
 from vstream.ingest import ChunkRecord, Ingest
 from vstream.prompts import prompts_for
@@ -52,6 +52,9 @@ class Unasked:
         self.num_utterances = 0
         self.narration: NarrationRules | None = None
         """The rules of the commentary that is wanted, also when the stream has ended."""
+        self.suggested: NarrationRules | None = None
+        """The rules by which this stream was commented on when it was watched before, in the same memory."""
+        self._kept_narration: KeptNarration | None = None
         self.kept = ""
         """What goes on from the stream before, in words for the page."""
         self._begins = not ingest.window
@@ -68,7 +71,8 @@ class Unasked:
             return self.watches.add(written, rules, at_seconds, hook)
 
     def remember(self, memory: StoredMemory | None, records: Records, write: bool) -> None:
-        """Go on with the watches of a stored memory, if there is one, and keep them there. Damage is logged and left."""
+        """Go on with the watches of a stored memory, if there is one, keep them there, and know how its stream was commented on.
+        Damage is logged and left."""
         if memory is None:
             return
 
@@ -76,8 +80,11 @@ class Unasked:
             record = records.get(chunk_id)
             return record.thumbnail if record else b""
 
-        kept = KeptWatches(Notes(memory.manifest), picture_of, write)
+        notes = Notes(memory.manifest)
+        kept = KeptWatches(notes, picture_of, write)
+        self._kept_narration = KeptNarration(notes, write)
         try:
+            self.suggested = self._kept_narration.load()
             with self.turns.answer():
                 num = self.watches.take_up(kept)
         except (MemoryBankError, WatchError) as error:
@@ -93,7 +100,7 @@ class Unasked:
 
     def take_over(self, wishes: Wishes) -> None:
         """Watch and comment as on the stream before; nothing is seen or said yet. What this stream's memory watches for
-        already goes on as it is."""
+        already goes on as it is, and where this stream was commented on before, it is in the same way again."""
         now = self.ingest.window[-1].end_seconds if self.ingest.window else 0.0
         known = {watch.condition.text.lower(): watch.number for watch in self.watches.active}
         num = 0
@@ -106,7 +113,7 @@ class Unasked:
                 self.watches.hooks[number] = hook
         parts = [_count(num)] if num else []
         if wishes.narration:
-            self.narrate(wishes.narration)
+            self.narrate(self.suggested or wishes.narration)
             parts.append("the commentary")
         self.kept += f" Kept from the stream before: {' and '.join(parts)}." if parts else ""
         self.kept = self.kept.strip()
@@ -134,6 +141,8 @@ class Unasked:
         rules = rules or NarrationRules()
         made = create_commentator(self.adapter, self.config, self.prompts, rules, self.ingest.sink, self.turns)
         self.narration = rules
+        if self._kept_narration:
+            self._kept_narration.save(rules)
         self._change_voice(made)
 
     def quiet(self) -> None:

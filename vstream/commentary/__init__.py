@@ -3,6 +3,7 @@
 from vstream.commentary.base import ENGINES, STYLES, Commentator, NarrationRules, Utterance
 from vstream.commentary.continuous import ContinuousCommentator
 from vstream.commentary.create import create_commentator, engine_of
+from vstream.commentary.kept import KeptNarration
 from vstream.commentary.prompted import PromptedCommentator
 
 __all__ = [
@@ -10,6 +11,7 @@ __all__ = [
     "STYLES",
     "Commentator",
     "ContinuousCommentator",
+    "KeptNarration",
     "NarrationRules",
     "PromptedCommentator",
     "Utterance",

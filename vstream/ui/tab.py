@@ -61,6 +61,8 @@ class Tab:
         """The past chunk that is on the stage; None: the newest frame."""
         self.sent: dict[str, object] = {}
         """What the last refresh has shown, so that the next one sends only what is new."""
+        self.filled_for: StreamSession | None = None
+        """The stream by whose commentary the fields of the page were filled; what is typed then stays."""
         self.last_seen = time.monotonic()
         self.closed = False
         self.tokens_per_second = 0.0

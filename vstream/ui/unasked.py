@@ -94,19 +94,21 @@ class UnaskedHandlers:
         return ("", gr.update(value=str(path), visible=True), player)
 
     def tick(self, request: gr.Request) -> Updates:
-        """Returns the watches, the log and the words, as far as the page does not show them yet."""
+        """Returns the watches, the log, the words, and the style and background of the commentary, as far as the page does not
+        show them yet."""
         try:
             tab = self.studio.tab(request.session_hash or "")
         except PageError:
-            return (gr.skip(), gr.skip(), gr.skip())
+            return (gr.skip(),) * 5
+        filled = _filled(tab)
         session = tab.session
         unasked = session.unasked if session else None
         problems = [hook.problem for hook in list(unasked.watches.hooks.values())] if unasked else []
         key = (id(session), unasked.watches.num_decisions, unasked.num_utterances, *problems) if unasked else None
         if tab.sent.get("unasked") == key:
-            return (gr.skip(), gr.skip(), gr.skip())
+            return (gr.skip(), gr.skip(), gr.skip(), *filled)
         tab.sent["unasked"] = key
-        return (*_watching(tab), utterances_html(session.unasked.utterances if session else ()))
+        return (*_watching(tab), utterances_html(session.unasked.utterances if session else ()), *filled)
 
 
 def build_unasked(studio: Studio, player: gr.Video, choose_chunk: str) -> gr.HTML:
@@ -157,7 +159,8 @@ def build_unasked(studio: Studio, player: gr.Video, choose_chunk: str) -> gr.HTM
     narrate.click(handlers.narrate, [style, background], said_notice, **HIDDEN)
     quiet.click(handlers.quiet, None, said_notice, **HIDDEN)
     export.click(handlers.export, kind, [said_notice, file, player], **HIDDEN)
-    gr.Timer(REFRESH_SECONDS).tick(handlers.tick, None, [watching, log, said], queue=False, **HIDDEN)
+    shown = [watching, log, said, style, background]
+    gr.Timer(REFRESH_SECONDS).tick(handlers.tick, None, shown, queue=False, **HIDDEN)
     return watching
 
 
@@ -176,3 +179,13 @@ def _watching(tab: Tab) -> tuple[str, str]:
     # Copied first: the feeding thread adds to both.
     watching = watches_html(watches.active, list(watches.alerts), session.unasked.kept, dict(watches.hooks))
     return watching, log_html(list(watches.log)[-2000:])
+
+
+def _filled(tab: Tab) -> Updates:
+    """The style and background by which a stream that has just begun is commented on, or was before."""
+    session = tab.session
+    if session is None or tab.filled_for is session:
+        return (gr.skip(), gr.skip())
+    tab.filled_for = session
+    rules = session.unasked.narration or session.unasked.suggested
+    return (rules.style, rules.background) if rules else (gr.skip(), gr.skip())
