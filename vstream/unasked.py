@@ -71,7 +71,7 @@ class Unasked:
             return self.watches.add(written, rules, at_seconds, hook)
 
     def remember(self, memory: StoredMemory | None, records: Records, write: bool) -> None:
-        """Go on with the watches of a stored memory, if there is one, keep them there, and know how its stream was commented on.
+        """Go on with the watches of a stored memory, if there is one, keep them there, and know how it was commented on.
         Damage is logged and left."""
         if memory is None:
             return
