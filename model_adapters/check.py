@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from typing import cast
 
-from data.errors import VStreamError
+from data.errors import AdapterError, VStreamError
 from model_adapters.registry import DTYPES, FAMILIES, load_adapter
 
 FAILED, USAGE_ERROR = 1, 2
@@ -41,7 +41,12 @@ def report(name: str, dtype: str | None, device: str | None) -> int:
     info = adapter.info
     print(f"{name}: {info.family}, {info.num_layers} layers, {str(info.dtype).removeprefix('torch.')}, on {adapter.device}\n")
     num_failed = 0
-    reference = create_reference(adapter, find_checkpoint(name, FAMILIES).folder)
+    try:
+        reference = create_reference(adapter, find_checkpoint(name, FAMILIES).folder)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise AdapterError(
+            f"the processor of {name} cannot be made from its files: {' '.join(str(error).split())[:200]}"
+        ) from error
     for check in run_checks(Conformance(adapter, reference)):
         num_failed += not check.passed
         verdict = "ok" if check.passed else "FAILED"

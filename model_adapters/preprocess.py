@@ -34,17 +34,18 @@ class PixelSpec:
 
     @staticmethod
     def from_folder(folder: str | Path) -> PixelSpec:
-        """Read preprocessor_config.json. Raises OSError or KeyError where the file or a field is missing."""
+        """Read preprocessor_config.json. Raises OSError, KeyError, TypeError or ValueError where the file or a field is missing
+        or makes no sense."""
         config = json.loads((Path(folder) / "preprocessor_config.json").read_text())
         size = config.get("size") or {}
         return PixelSpec(
-            patch_size=config["patch_size"],
-            merge_size=config["merge_size"],
-            temporal_patch_size=config["temporal_patch_size"],
-            min_pixels=config.get("min_pixels") or size["shortest_edge"],
-            max_pixels=config.get("max_pixels") or size["longest_edge"],
-            mean=tuple(config["image_mean"]),
-            std=tuple(config["image_std"]),
+            patch_size=int(config["patch_size"]),
+            merge_size=int(config["merge_size"]),
+            temporal_patch_size=int(config["temporal_patch_size"]),
+            min_pixels=int(config.get("min_pixels") or size["shortest_edge"]),
+            max_pixels=int(config.get("max_pixels") or size["longest_edge"]),
+            mean=tuple(map(float, config["image_mean"])),
+            std=tuple(map(float, config["image_std"])),
         )
 
 

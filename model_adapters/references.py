@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from PIL import Image
-from transformers import AutoImageProcessor
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from data.errors import AdapterError
 from data.frames import Chunk
@@ -29,9 +29,9 @@ class Reference(ABC):
         self.config = adapter.model.config
         self.images = self.make_images(folder)
 
+    @abstractmethod
     def make_images(self, folder: Path) -> Any:
         """The family's image processor; of the kind that works on PIL pictures, since that needs no torchvision."""
-        return AutoImageProcessor.from_pretrained(folder, local_files_only=True, backend="pil")
 
     @abstractmethod
     def pixels(self, chunk: Chunk) -> torch.Tensor:
@@ -57,6 +57,10 @@ class QwenReference(Reference):
 
     processor: tuple[str, str] = ("qwen2_vl.processing_qwen2_vl", "Qwen2VLProcessor")
     """Module and class whose `replace_video_token` writes the placeholders of a video."""
+
+    def make_images(self, folder: Path) -> Any:
+        # Not by the name in the folder: a checkpoint that shares the weights may give its processor one of its own.
+        return Qwen2VLImageProcessorPil.from_pretrained(folder, local_files_only=True)
 
     def pixels(self, chunk: Chunk) -> torch.Tensor:
         per_slot = self.images.temporal_patch_size

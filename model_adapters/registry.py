@@ -102,7 +102,7 @@ def load_adapter(
         loaded: ModelAdapter = getattr(importlib.import_module(module), adapter).load(
             name_or_path, checkpoint.folder, **options
         )
-    except (OSError, ImportError, ValueError, KeyError, RuntimeError, SafetensorError, TemplateError) as error:
+    except (OSError, ImportError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError, TemplateError) as error:
         reason = " ".join(str(error).split())[:200]
         raise AdapterError(f"{name_or_path} cannot be loaded: {reason}") from error
     loaded.compile_steps(compile_step)

@@ -19,6 +19,7 @@ from model_adapters import budget as budget_module
 from model_adapters import loading
 from model_adapters.base import ChunkKV, ModelAdapter
 from model_adapters.budget import estimate, free_ram
+from model_adapters.check import main as check_main
 from model_adapters.loading import Checkpoint, find_checkpoint
 from model_adapters.registry import FAMILIES, load_adapter, memory_needed
 from model_adapters.weights import INDEX, SINGLE, read_weights
@@ -167,6 +168,15 @@ def test_code_that_a_checkpoint_brings_is_never_run(folder, tmp_path, caplog) ->
     words = refusal(str(folder))
     assert "'internvl_chat'" in words and "never run" in words and "qwen3_vl" in words
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("damage", [{"size": "big"}, {"size": None}, {"patch_size": "x"}, {"image_mean": 0.5}])
+def test_a_processor_configuration_that_makes_no_sense_is_told(folder, damage: dict[str, object], capsys) -> None:
+    text = json.loads((folder / "preprocessor_config.json").read_text())
+    (folder / "preprocessor_config.json").write_text(json.dumps(text | damage))
+    assert check_main([str(folder)]) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("check: ") and str(folder) in line and len(line) < 500
 
 
 # Memory

@@ -11,6 +11,7 @@ import torch
 from qwen_checkpoints import save_qwen2_vl
 
 from data.errors import AdapterError
+from model_adapters.check import report
 from model_adapters.presets import PRESETS, Preset, preset_for
 from model_adapters.registry import load_adapter
 from vstream.__main__ import main
@@ -81,13 +82,16 @@ def test_frames_are_made_no_larger_than_asked(random_folder, random_adapter) -> 
 
 
 def test_flash_vstream_runs_as_the_qwen2_vl_that_its_weights_are(tmp_path, caplog) -> None:
-    """Its config as its released code writes it: a type and a class of its own, and settings of a memory without weights."""
+    """Its config as its released code writes it: types and classes of its own, and settings of a memory without weights."""
     plain = save_qwen2_vl(tmp_path / "plain")
     folder = shutil.copytree(plain, tmp_path / "Flash-VStream-Qwen-7b")
     config = json.loads((folder / "config.json").read_text())
     config |= {"model_type": "flash_vstream_qwen2_vl", "architectures": ["FlashVStreamQwen2VLModel"]}
     config["vision_config"]["flash_memory_config"] = {"flash_memory_temporal_length": 120, "flash_memory_spatial_length": 60}
     (folder / "config.json").write_text(json.dumps(config))
+    processing = json.loads((folder / "preprocessor_config.json").read_text())
+    processing["image_processor_type"] = "FlashVStreamQwen2VLImageProcessor"
+    (folder / "preprocessor_config.json").write_text(json.dumps(processing))
     own, expected = (load_adapter(str(f), device="cpu") for f in (folder, plain))
     assert "flash_vstream_qwen2_vl" in caplog.text and "run as that" in caplog.text
     assert own.info.family == "qwen2_vl" and own.info.kv_bytes_per_token == expected.info.kv_bytes_per_token
@@ -95,6 +99,7 @@ def test_flash_vstream_runs_as_the_qwen2_vl_that_its_weights_are(tmp_path, caplo
     assert torch.equal(own.logits(own.new_context(8), run), expected.logits(expected.new_context(8), run))
     picture = torch.randint(0, 256, (2, 3, 56, 84), dtype=torch.uint8)
     assert torch.equal(own.embed(picture).embeds, expected.embed(picture).embeds)
+    assert report(str(folder), "float32", "cpu") == 0, "the conformance kit passes on it"
 
 
 def test_doctor_shows_the_preset(random_folder, tmp_path, capsys) -> None:
