@@ -36,6 +36,8 @@ from model_adapters.base import ChunkKV
 logger = logging.getLogger(__name__)
 
 SEGMENT_BYTES = 16 * 2**20
+ROW_BYTES = 512
+"""What a chunk takes up, about, beside its KV, vector, mask and picture: its row, and its part of the segment's header."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,8 @@ class StoredMemory:
         """Make chunks durable, all or none of them."""
         packed = {one.chunk.chunk_id: pack(self.encoded(one.chunk)) for one in batch}
         with self.lock, self.said():
-            keep_quota(self, sum(p.data.numel() + len(p.layout) for p in packed.values()))
+            num_bytes = sum(p.data.numel() + len(p.layout) for p in packed.values()) + self.vectors.bytes_of(len(batch))
+            keep_quota(self, num_bytes + sum(one.record.keep.size + len(one.record.thumbnail) + ROW_BYTES for one in batch))
             self.vectors.append(Summaries.of([one.chunk for one in batch]), self.fault)
             number, num_bytes, rows = self._written(packed, {one.chunk.chunk_id: one.record for one in batch})
             num_vectors = self.vectors.num_records + len(batch)

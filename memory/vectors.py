@@ -81,7 +81,11 @@ class VectorFile:
 
     @property
     def num_bytes(self) -> int:
-        return self.num_records * self._record.itemsize
+        return self.bytes_of(self.num_records)
+
+    def bytes_of(self, num_records: int) -> int:
+        """What so many records take up."""
+        return num_records * self._record.itemsize
 
     def cut(self) -> int:
         """Cut off what was not committed. Returns how many bytes that were."""

@@ -18,7 +18,7 @@ from model_adapters import check
 from model_adapters.base import ModelAdapter
 from model_adapters.checks import CHECKS, run_checks
 from model_adapters.conformance import Conformance
-from model_adapters.references import create_reference
+from model_adapters.references import QwenReference, create_reference
 from model_adapters.registry import FAMILIES, load_adapter
 from model_adapters.stock import StockAdapter
 from vstream.config import SessionConfig
@@ -139,23 +139,14 @@ def test_check_prints_a_table_and_tells_by_its_exit_code(saved, tmp_path, capsys
     shutil.copytree(folder, tmp_path / "other")
     config = json.loads((folder / "preprocessor_config.json").read_text())
     config["image_mean"] = [0.0, 0.0, 0.0]
-    monkeypatch.setattr(
-        "model_adapters.references.AutoImageProcessor.from_pretrained", other_images(folder, tmp_path / "other")
-    )
+    make = QwenReference.make_images
+    monkeypatch.setattr(QwenReference, "make_images", lambda reference, _: make(reference, tmp_path / "other"))
     (tmp_path / "other" / "preprocessor_config.json").write_text(json.dumps(config))
     assert check.main([str(folder)]) == 1
     assert "FAILED pixels" in capsys.readouterr().out
     assert check.main([str(tmp_path / "none")]) == 2
     err = capsys.readouterr().err
     assert "is not a model folder" in err and err.count("\n") == 1
-
-
-def other_images(folder: Path, other: Path) -> Callable:
-    """The image processor of another folder in place of this one's."""
-    from transformers import AutoImageProcessor
-
-    load = AutoImageProcessor.from_pretrained
-    return lambda path, **options: load(other if path == folder else path, **options)
 
 
 # What cannot be served is refused
