@@ -109,6 +109,7 @@ def test_a_device_map_changes_nothing(kit: Conformance, family: str, saved: Call
 # The kit itself
 
 
+@pytest.mark.slow
 def test_the_kit_notices_what_is_wrong(saved: Callable[[str], Path]) -> None:
     """An adapter with a fault in each part fails the check that looks there, and not the others' first."""
     folder = saved("qwen2_5_vl")

@@ -433,6 +433,7 @@ def test_a_bad_command_line_is_one_line_and_exit_2(
     assert len(err.strip().splitlines()) == 1 and words in err
 
 
+@pytest.mark.slow
 def test_the_program_itself_exits_2_without_a_traceback() -> None:
     pytest.importorskip("gradio")
     command = [sys.executable, "app.py", "--host", "0.0.0.0", "--source", "no-such-file.mp4"]

@@ -180,6 +180,7 @@ def test_comment_on_a_file_with_a_variable_rate(variable: Path, tmp_path: Path, 
     assert capsys.readouterr().out == "", "progress and counts go to stderr"
 
 
+@pytest.mark.slow
 def test_what_was_said_before_a_kill_is_in_the_file(tmp_path: Path) -> None:
     out = tmp_path / "said.vtt"
     source = "world:?seed=12&seconds=600&speed=4"

@@ -205,6 +205,7 @@ def test_a_summary_counts_every_record_once() -> None:
     assert len(result["wrong"]) == sum(not r.right for r in records if r.arm == "ours")
 
 
+@pytest.mark.slow
 def test_the_needle_evaluation_runs_and_adds_up(random_folder, tmp_path, capsys) -> None:
     path = tmp_path / "deep" / "needle.json"
     argv = ["needle", "--streams", "1", "--seconds", "12", "--moments", "2", "--encode", "none", "--max-new-tokens", "3"]

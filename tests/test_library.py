@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from everyday import everyday
 
 from data.errors import MemoryBankError
 from data.sources import PushSource, open_source
@@ -120,7 +121,7 @@ def test_a_memory_that_has_lost_its_manifest_is_listed_told_and_deleted(studio: 
     assert studio.saved() == []
 
 
-@pytest.mark.parametrize("late_seconds", [0.0, 0.3])
+@pytest.mark.parametrize("late_seconds", everyday([0.0, 0.3]))
 def test_a_reload_goes_on_in_the_memory_of_its_source(studio: Studio, late_seconds: float) -> None:
     """late_seconds: how much later than the new page's beginning the old page's end is known."""
     studio.open("a").start(open_source(SLOW))

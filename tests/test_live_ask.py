@@ -21,6 +21,7 @@ from vstream.session import StreamSession
 QUESTION = "what is on screen now ?"
 
 
+@pytest.mark.slow
 def test_ask_over_rtsp(rtsp: Callable[..., str], random_adapter) -> None:
     source = listen(rtsp(40))
     with StreamSession(random_adapter, SessionConfig(max_new_tokens=4)) as session:

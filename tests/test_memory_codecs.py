@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from everyday import everyday
 from test_memory_stores import same
 
 from data.errors import ConfigError, MemoryBankError
@@ -193,7 +194,7 @@ def test_settings_that_make_no_sense() -> None:
 
 
 @pytest.mark.parametrize("name", list(CODECS))
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", everyday(range(4)))
 def test_a_chunk_is_encoded_once_however_often_it_moves(tmp_path: Path, name: str, seed: int) -> None:
     rng = random.Random(seed)
     budgets = [rng.choice([0, 40_000]), rng.choice([0, 40_000, 100_000]), 200_000]

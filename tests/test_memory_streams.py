@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from everyday import everyday
 from stored import fill, stored_bank
 from test_memory_stores import chunk, same
 
@@ -60,7 +61,7 @@ def is_idle() -> bool:
     return not [thread for thread in threading.enumerate() if thread.name.startswith("memory reader")]
 
 
-@pytest.mark.parametrize("codec", list(CODECS))
+@pytest.mark.parametrize("codec", everyday(CODECS))
 @pytest.mark.parametrize("where", list(banks(Path())))
 def test_a_stream_is_the_chunks_one_by_one(tmp_path: Path, where: str, codec: str) -> None:
     rng, bank = random.Random(len(where)), banks(tmp_path, codec)[where]()

@@ -138,6 +138,7 @@ def watch(library: Library, adapter: ModelAdapter, seed: int, seconds: int) -> s
     return session.memory.folder.name
 
 
+@pytest.mark.slow
 def test_a_full_library_lets_old_streams_go_and_says_so(studio: Studio, random_adapter: ModelAdapter) -> None:
     library = studio.library
     assert library is not None
@@ -159,6 +160,7 @@ def test_a_full_library_lets_old_streams_go_and_says_so(studio: Studio, random_a
     assert "x was deleted" in snapshot_of(tab).warning
 
 
+@pytest.mark.slow
 def test_an_open_stream_stays_within_its_share(studio: Studio, random_adapter: ModelAdapter) -> None:
     library = studio.library
     assert library is not None

@@ -114,6 +114,7 @@ def test_retrieved_chunks_are_older_than_the_window_and_come_once(random_adapter
 
 @pytest.mark.parametrize("drop", ["off", "pixel", "feature"])
 @pytest.mark.parametrize("chunk_seconds", [2.0, 4.0])
+@pytest.mark.slow
 def test_a_question_within_a_chunk_sees_the_frames_up_to_its_time(
     random_adapter, frames, drop: str, chunk_seconds: float
 ) -> None:
@@ -328,6 +329,7 @@ def random_query(session: StreamSession):
 
 @pytest.mark.parametrize("tier", ["gpu_bytes", "ram_bytes", "disk_bytes"])
 @pytest.mark.parametrize("retrieval", ["key_similarity", "all"])
+@pytest.mark.slow
 def test_tiny_budgets_bound_the_memory_and_gaps_are_told(random_adapter, tmp_path, tier: str, retrieval: str) -> None:
     frames = list(make_world(seed=8, seconds=40, side=96).frames(2.0))
     budget = 120_000

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from everyday import everyday
 
 av = pytest.importorskip("av")
 
@@ -269,7 +270,7 @@ QUICK = {
 
 
 @needs_videos
-@pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in REAL])
+@pytest.mark.parametrize("name", everyday(REAL, QUICK))
 def test_real_clips(name: str) -> None:
     size, seconds, first, count = REAL[name]
     with FileSource(VIDEOS / name) as source:

@@ -36,6 +36,7 @@ def test_rtsp_plays_in_order_to_its_end(rtsp: Callable[..., str]) -> None:
     assert source.stats.state == "ended" and source.stats.frames_seen >= 20
 
 
+@pytest.mark.slow
 def test_rtsp_newest_frames_win_and_drops_are_counted(rtsp: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("data.sources.live.QUEUE_SECONDS", 0.5)
     with listen(rtsp(40)) as source:

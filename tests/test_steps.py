@@ -67,6 +67,7 @@ def same(found: Any, expected: Any) -> None:
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_questions_in_a_row_are_answered_as_without_graphs(adapter: StockAdapter) -> None:
     """Contexts that grow and shrink, with and without a trace, sampled, and one that outgrows its buffers; two compilations."""
     cases = [(length, 5, True, 0.0) for length in LENGTHS] + [(2, 4, False, 0.0), (40, 4, False, 0.0), (3, 6, True, 0.8)]
