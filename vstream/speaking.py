@@ -7,6 +7,7 @@ import json
 import math
 import sys
 from collections.abc import Iterator
+from itertools import takewhile
 from pathlib import Path
 from typing import TextIO
 
@@ -144,18 +145,16 @@ def _written(session: StreamSession, watched: Iterator[None], out: Path) -> list
 
 
 def _watched(session: StreamSession, source: Source, until: float) -> Iterator[None]:
-    """Feed the session up to stream time `until`, or to the end; yields after every frame. Ctrl-C ends the stream, no more."""
+    """Feed the session up to stream time `until`, or to the end; yields after every chunk. Ctrl-C ends the stream, no more."""
     total = until if math.isfinite(until) else source.info.duration_seconds
     joined = session.join(source.info.label, source.recording_key, source.place_key)
     if joined.words:
         sys.stderr.write(f"{joined.words}\n")
+    frames = takewhile(lambda frame: frame.pts_seconds <= until, source.frames(session.config.fps, joined.start_seconds))
     with Progress("watching", total) as progress:
         try:
-            for frame in source.frames(session.config.fps, joined.start_seconds):
-                if frame.pts_seconds > until:
-                    break
-                session.push(frame)
-                progress.update(frame.pts_seconds)
+            for record in session.feed(frames, lambda: source.waits):
+                progress.update(record.last_pts_seconds - session.offset_seconds)
                 yield
         except KeyboardInterrupt:
             sys.stderr.write("stopped\n")
