@@ -241,6 +241,11 @@ def score_comments(tally: Tally, world: World, said: list[Utterance]) -> None:
     tally.wrong += [f"{t} s: not told: {words}" for t, words in events if (t, words) not in told]
 
 
+def told_words(kind: str, row: dict[str, Any]) -> list[Any]:
+    """What watches and commentary have in common: hits, delay and misses on one kind of stream."""
+    return [kind, row["hit_words"], f"{row['delay_median_seconds']:+.1f}", row["misses"]]
+
+
 def print_result(result: dict[str, Any], args: argparse.Namespace) -> None:
     print(f"proactive: {args.streams} streams of {args.seconds} s per kind, {args.watches} watches; {hardware_words()}\n")
     if args.poll_every > 1 and not args.no_poll:
@@ -248,10 +253,7 @@ def print_result(result: dict[str, Any], args: argparse.Namespace) -> None:
     for protocol, kinds in result["watches"].items():
         rows = [
             [
-                kind,
-                row["hit_words"],
-                f"{row['delay_median_seconds']:+.1f}",
-                row["misses"],
+                *told_words(kind, row),
                 row["duplicates"],
                 f"{row['false_per_hour']:.2f} ({row['false']} in {row['hours']:.1f} h)",
                 f"{100 * result['cost'][kind]['share']:.0f} %" if protocol == "native" else "–",
@@ -267,10 +269,7 @@ def print_result(result: dict[str, Any], args: argparse.Namespace) -> None:
     for protocol, kinds in result["commentary"].items():
         rows = [
             [
-                kind,
-                row["hit_words"],
-                f"{row['delay_median_seconds']:+.1f}",
-                row["misses"],
+                *told_words(kind, row),
                 f"{100 * row['duplicate_share']:.1f} %",
                 f"{row['false_per_hour']:.1f}",
                 f"{row['words_per_second']:.2f}",
