@@ -8,12 +8,16 @@ Where an answer is to name its evidence, the same pass over the keys says where 
 
 from __future__ import annotations
 
+import logging
+
 import torch
 import torch.nn.functional as F
 from torch.nn.attention.bias import causal_lower_right
 from transformers import AttentionInterface, AttentionMaskInterface
 
 NAME = "causal_lower_right"
+
+log = logging.getLogger(__name__)
 
 
 class Looked:
@@ -92,6 +96,24 @@ def _weights(query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor | None, 
 
 def no_mask(*args: object, **kwargs: object) -> None:
     """`attend` derives causality from the shapes. A mask of four axes is handed to it as it is."""
+
+
+def hides_by_bool(name: str) -> bool:
+    """Whether an attention hides keys by a mask of true and false. transformers hands on any mask of four axes as it is, and
+    `eager` would add it to the scores; what others make of it is not known."""
+    return name in (NAME, "sdpa")
+
+
+def of_the_text(model: str, asked: str | None) -> dict[str, str]:
+    """`attn_implementation` for transformers: what was asked for in the language model, by default ours, and sdpa elsewhere.
+
+    What is lost by another than ours is told. model: its name."""
+    if asked not in (None, NAME):
+        log.warning(
+            "%s runs with the attention %s, which does not tell where an answer looks: its evidence is what was retrieved%s",
+            *(model, asked, "" if hides_by_bool(str(asked)) else "; questions that are waiting are put one after the other"),
+        )
+    return {"": "sdpa", "text_config": asked or NAME, "vision_config": "sdpa"}
 
 
 def register() -> None:

@@ -10,12 +10,13 @@ from typing import Any
 import torch
 from transformers.generation.logits_process import LogitsProcessorList, TemperatureLogitsWarper
 
-from model_adapters.attention import Looked
+from model_adapters.attention import Looked, hides_by_bool
 from model_adapters.base import AttentionTrace, ChunkKV, KVContext, ModelAdapter, ModelInfo, Query, TokenRun
 from model_adapters.cache import BufferContext
 from model_adapters.devices import device_of
 from model_adapters.placement import Cursor, Packed, Placement
 from model_adapters.rope import rotate
+from model_adapters.runs import one_after_the_other, side_by_side
 from model_adapters.steps import Steps
 from model_adapters.tap import Tap
 from model_adapters.typed import plain_pieces, structure_pattern
@@ -54,6 +55,11 @@ class DecoderAdapter(ModelAdapter):
     def is_spread(self) -> bool:
         """Whether parts of the model compute or wait on several devices, and hooks move what is between them."""
         return any(weights.device != self.device for weights in self.model.parameters())
+
+    @property
+    def takes_masks(self) -> bool:
+        """Whether the attention that the language model runs with takes masks of true and false as they are."""
+        return hides_by_bool(self.language.config._attn_implementation)
 
     @property
     def weight_bytes(self) -> int:
@@ -200,7 +206,7 @@ class DecoderAdapter(ModelAdapter):
             written = self.token_run(ids[:-1], body, len(ids) - 1)
             if first is None:
                 # Nothing else stands behind the question: both go in one forward.
-                hidden = self._forward(context, _one_after_the_other(run, written))[run.num_tokens - 1 :]
+                hidden = self._forward(context, one_after_the_other(run, written))[run.num_tokens - 1 :]
                 scores = self._scores(hidden)
             else:
                 scores = torch.cat([first, self.logits(context.fork(), written)])
@@ -213,7 +219,9 @@ class DecoderAdapter(ModelAdapter):
 
     @torch.inference_mode()
     def openings(self, context: KVContext, runs: Sequence[TokenRun], words: Sequence[str]) -> torch.Tensor:
-        asked, mask = _side_by_side(runs, context.num_tokens)
+        if not self.takes_masks:
+            return super().openings(context, runs, words)
+        asked, mask = side_by_side(runs, context.num_tokens)
         last = torch.tensor([run.num_tokens for run in runs]).cumsum(0) - 1
         hidden = self._forward(context.fork(), asked, mask)
         asked_for = torch.tensor([self.opening_id(word) for word in words], device=self.device)
@@ -272,26 +280,3 @@ class DecoderAdapter(ModelAdapter):
                     break
             origin = torch.zeros(self.info.num_position_axes, 1, dtype=torch.long, device=self.device)
             run = TokenRun(self.model.get_input_embeddings()(chosen), origin, self.parts, chosen == self.video_id)
-
-
-def _one_after_the_other(first: TokenRun, second: TokenRun) -> TokenRun:
-    """Two text runs as one."""
-    return TokenRun(
-        torch.cat([first.embeds, second.embeds]),
-        torch.cat([first.position_ids, second.position_ids + first.span], dim=1),
-        first.span + second.span,
-        torch.cat([first.visual_mask, second.visual_mask]),
-    )
-
-
-def _side_by_side(runs: Sequence[TokenRun], num_before: int) -> tuple[TokenRun, torch.Tensor]:
-    """Text runs as one run in which each begins at position 0, and the mask [1, 1, S, num_before + S] that keeps them apart."""
-    joined = TokenRun(
-        torch.cat([run.embeds for run in runs]),
-        torch.cat([run.position_ids for run in runs], dim=1),
-        max(run.span for run in runs),
-        torch.cat([run.visual_mask for run in runs]),
-    )
-    owner = torch.repeat_interleave(torch.tensor([run.num_tokens for run in runs])).to(joined.embeds.device)
-    own = (owner[:, None] == owner[None]).tril()
-    return joined, torch.cat([own.new_ones(len(own), num_before), own], dim=1)[None, None]

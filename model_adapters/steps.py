@@ -144,6 +144,8 @@ class Steps:
         self.kind = "off" if asked == "off" or (asked == "auto" and not cuda) else "cuda" if cuda else "compiled"
         if self.kind != "off" and adapter.is_spread:
             self._stop("the model does not lie on one device")
+        elif self.kind != "off" and not adapter.takes_masks:
+            self._stop("its attention takes no such mask")
         self._compiled = torch.compile(self._forward, fullgraph=True, backend=backend) if self.kind == "compiled" else None
         self._free: list[Step] = []
         self._lock = threading.Lock()

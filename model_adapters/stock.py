@@ -14,7 +14,6 @@ Everything else is inherited. tests/checkpoints.py gets a builder of a small ran
 from __future__ import annotations
 
 import json
-import logging
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
@@ -37,8 +36,6 @@ from model_adapters.preprocess import PixelSpec
 MARKS = ("\u2063question\u2063", "\u2063answer\u2063", "\u2063next\u2063")
 """Stand for what is said while the chat template is rendered, to be split at; no template contains them."""
 LENGTH_DEPENDENT_ROPE = ("dynamic", "longrope")
-
-log = logging.getLogger(__name__)
 
 
 class Layout:
@@ -114,16 +111,11 @@ class StockAdapter(DecoderAdapter):
         options go to `from_pretrained`.
         """
         attention.register()
-        if attn_implementation not in (None, attention.NAME):
-            log.warning(
-                "%s runs with the attention %s, which does not tell where an answer looks: its evidence is what was retrieved",
-                *(name, attn_implementation),
-            )
         transformers_logging.disable_progress_bar()
         loaded: Any = getattr(transformers, cls.model_class).from_pretrained(
             folder,
             use_safetensors=True,
-            attn_implementation={"": "sdpa", "text_config": attn_implementation or attention.NAME, "vision_config": "sdpa"},
+            attn_implementation=attention.of_the_text(name, attn_implementation),
             local_files_only=True,
             output_loading_info=True,
             **options,

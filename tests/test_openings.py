@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import pytest
 import torch
 
 from data.frames import Frame
 from model_adapters.base import ModelAdapter
+from model_adapters.registry import load_adapter
 from vstream.session import StreamSession
 
 QUESTIONS = ["tell me when a red circle appears", "comment", "what is on screen now ?", "did a blue star appear ?"]
@@ -34,3 +38,15 @@ def test_openings_leave_the_context_as_it_is(random_adapter: ModelAdapter, frame
         random_adapter.openings(live, [random_adapter.question_run(q) for q in QUESTIONS], WORDS)
         assert before[:2] == (live.num_tokens, live.next_position)
         assert torch.equal(before[2], live.read()[0])  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_an_attention_of_transformers_keeps_questions_apart(attention: str, random_folder: Path, frames: list[Frame]) -> None:
+    """Some add their mask to the scores, where true and false would be one and nought, and hide nothing."""
+    adapter = load_adapter(str(random_folder), device="cpu", attn_implementation=attention)
+    with StreamSession(adapter) as session:
+        list(session.feed(frames[:9]))
+        live = session.ingest.live
+        runs = [adapter.question_run(question) for question in QUESTIONS]
+        expected = ModelAdapter.openings(adapter, live, runs, WORDS)
+        torch.testing.assert_close(adapter.openings(live, runs, WORDS), expected, atol=1e-3, rtol=0)

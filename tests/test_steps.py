@@ -161,6 +161,20 @@ def test_a_spread_model_has_no_graphs(random_folder: Path, caplog) -> None:
     assert Steps(adapter, "auto").kind == "off" and Steps(adapter, "off").words == "one operation at a time"
 
 
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_an_attention_of_transformers_decodes_alike(attention: str, random_folder: Path, caplog) -> None:
+    """A mask that is added to the scores cannot be the one of a step: such an attention has none, and that is told."""
+    torch._dynamo.reset()
+    adapter = cast(StockAdapter, load_adapter(str(random_folder), device="cpu", attn_implementation=attention))
+    adapter.stop_ids = set()
+    expected = asked(adapter, 2, 4, traced=False)
+    made = graphs(adapter)
+    same(asked(adapter, 2, 4, traced=False), expected)
+    assert made.kind == ("off" if attention == "eager" else "compiled")
+    assert ("takes no such mask" in caplog.text) == (attention == "eager")
+    torch._dynamo.reset()
+
+
 def test_capacities_are_few_and_little_is_read_in_vain() -> None:
     capacities = {num: capacity_for(num) for num in range(1, 70_000, 7)}
     assert all(num <= capacity and (capacity == LEAST or 3 * num > 2 * capacity - 3) for num, capacity in capacities.items())
