@@ -39,11 +39,12 @@ def main(argv: list[str] | None = None) -> int:
     """Parse, check, load, serve. Returns the exit status."""
     args = parsed(argv)
     try:
-        from vstream.ui.serve import check_host, existing_file, serve
+        from vstream.ui.serve import check_host, check_port, checked_certificate, serve
         from vstream.ui.studio import DEMO_SOURCE, Studio, check_source
 
         check_host(args.host, args.token, args.insecure)
-        certificate = (existing_file(args.certificate[0]), existing_file(args.certificate[1])) if args.certificate else None
+        check_port(args.port)
+        certificate = checked_certificate(args.certificate) if args.certificate else None
         config = chosen_settings(args)
         source = args.source or DEMO_SOURCE
         check_source(source, args.allow_private_hosts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import socket
 import subprocess
 import sys
@@ -416,6 +417,8 @@ def test_source_is_checked_before_serving() -> None:
         (["--fps", "0"], "fps"),
         (["--model", "no-such-folder/at/all"], "model"),
         (["--port", "many"], "--port"),
+        (["--port", "99999"], "99999"),
+        (["--port", "-1"], "from 1 to 65535"),
         (["--no-such-flag"], "--no-such-flag"),
         (["--certificate", "no.pem", "no.key"], "no.pem"),
     ],
@@ -431,6 +434,46 @@ def test_a_bad_command_line_is_one_line_and_exit_2(
     out, err = capsys.readouterr()
     assert status == 2 and out == ""
     assert len(err.strip().splitlines()) == 1 and words in err
+
+
+@pytest.fixture
+def certified(tmp_path: Path) -> Callable[[str], tuple[str, str]]:
+    """Makes a certificate and its key, as PEM files."""
+    openssl = shutil.which("openssl")
+    if openssl is None:
+        pytest.skip("openssl is not installed")
+
+    def make(name: str, *locked: str) -> tuple[str, str]:
+        files = str(tmp_path / f"{name}.crt"), str(tmp_path / f"{name}.key")
+        made = [openssl, "req", "-x509", "-newkey", "rsa:2048", "-subj", "/CN=localhost", "-out", files[0], "-keyout", files[1]]
+        subprocess.run([*made, *(locked or ("-nodes",))], check=True, capture_output=True)
+        return files
+
+    return make
+
+
+def test_a_certificate_that_cannot_be_used_is_one_line_and_exit_2(
+    certified: Callable[..., tuple[str, str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("gradio")
+    from vstream.ui.serve import checked_certificate
+
+    chain, key = certified("right")
+    _, other_key = certified("other")
+    locked_chain, locked_key = certified("locked", "-passout", "pass:a secret")
+    no_pem = tmp_path / "no.pem"
+    no_pem.write_text("no certificate\n")
+    wrong = [
+        (str(no_pem), key, "PEM"),
+        (chain, str(no_pem), "PEM"),
+        (chain, other_key, "is not the key of"),
+        (locked_chain, locked_key, "PEM"),
+    ]
+    for *files, words in wrong:
+        assert app.main(["--certificate", *files]) == 2
+        out, err = capsys.readouterr()
+        assert out == "" and err.count("\n") == 1 and words in err and str(files[0]) in err, err
+    assert checked_certificate([chain, key]) == (chain, key)
 
 
 @pytest.mark.slow

@@ -126,6 +126,7 @@ WRONG = [
     pytest.param(["batch", "TABLE", "--out", "FOLDER/missing/out.jsonl"], "cannot be written", id="no folder for answers"),
     pytest.param(["batch", "TABLE", "--out", "FOLDER"], "choose another --out", id="answers into a folder"),
     pytest.param(["batch", "TABLE", "--out", "TABLE"], "choose another --out", id="answers over the questions"),
+    pytest.param(["batch", "TABLE", "--out", "KEPT"], "kept.jsonl.tmp cannot be written", id="answers that cannot be replaced"),
     pytest.param(["batch", "TABLE", "--out", "OUT", "--workers", "0"], "--workers is 0", id="no workers"),
     pytest.param(["batch", "TABLE", "--out", "OUT", "--limit", "0"], "--limit is 0", id="no rows"),
     pytest.param(["batch", "TABLE"], "--out", id="no answers' file"),
@@ -138,8 +139,10 @@ def test_wrong_input_is_one_line_and_exit_2(argv, words: str, random_folder, tmp
     monkeypatch.chdir(tmp_path)
     table = tmp_path / "questions.jsonl"
     table.write_text(json.dumps({"id": 1, "video": WORLD, "question": QUESTION}) + "\n")
-    places = {"TABLE": str(table), "OUT": str(tmp_path / "out.jsonl"), "FOLDER": str(tmp_path)}
-    argv = [re.sub("TABLE|OUT|FOLDER", lambda m: places[m[0]], word) for word in argv]
+    (tmp_path / "kept.jsonl").touch()
+    (tmp_path / "kept.jsonl.tmp").mkdir()
+    places = {"TABLE": table, "OUT": tmp_path / "out.jsonl", "FOLDER": tmp_path, "KEPT": tmp_path / "kept.jsonl"}
+    argv = [re.sub("TABLE|OUT|FOLDER|KEPT", lambda m: str(places[m[0]]), word) for word in argv]
     if argv[:1] in (["ask"], ["batch"]) and "--model" not in argv:
         argv += ["--model", str(random_folder)]
     assert code_of(argv) == 2

@@ -30,6 +30,7 @@ from vstream.progress import Progress
 from vstream.recorded import Reel
 from vstream.remembered import check_library, memory_folder, stored_settings
 from vstream.session import StreamSession
+from vstream.written import TextFile, writing
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +57,7 @@ def run(questions: Path, out: Path, job: Job, workers: int = 1, limit: int | Non
     """Answer all rows of `questions` into `out`. Returns (failed, total).
 
     Finished rows are appended as they come, so that a run that was stopped resumes; at the end the file is put into the
-    order of the questions. Raises QuestionError where a file cannot be used at all.
+    order of the questions. Raises QuestionError or ConfigError where a file cannot be used at all.
     """
     if workers < 1:
         raise QuestionError(f"--workers is {workers}; give at least 1")
@@ -73,11 +74,10 @@ def run(questions: Path, out: Path, job: Job, workers: int = 1, limit: int | Non
         _replace(out, done.values())
     if open_rows:
         _adapter(job.model, job.config.gpu_bytes)  # a model that cannot be loaded is no fault of the rows
-    with Progress("answering", len(rows), "rows") as progress, _appending(out) as file:
+    with Progress("answering", len(rows), "rows") as progress, TextFile(out, "--out", "a") as file:
         for answer in _answers(open_rows, job, workers):
             done[answer["key"]] = answer
             file.write(json.dumps(answer) + "\n")
-            file.flush()
             progress.update(len(done))
     _replace(out, [done[row["key"]] for row in every_row if row["key"] in done])
     return sum("error" in done[row["key"]] for row in rows), len(rows)
@@ -86,20 +86,14 @@ def run(questions: Path, out: Path, job: Job, workers: int = 1, limit: int | Non
 def _replace(out: Path, rows: Iterable[Row]) -> None:
     """Write a temporary file, then rename it: a stop in between leaves the old one."""
     temporary = out.with_name(out.name + ".tmp")
-    temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    os.replace(temporary, out)
+    with writing(temporary, "--out"):
+        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        os.replace(temporary, out)
 
 
 def _same_question(row: Row, answer: Row | None) -> bool:
     """Whether `answer` is to the row as it stands now; an id may have been given to another question since."""
     return answer is not None and all(row.get(name) == answer.get(name) for name in ("video", "question", "at", "options"))
-
-
-def _appending(out: Path):
-    try:
-        return out.open("a")
-    except OSError as error:
-        raise QuestionError(f"{out} cannot be written: {error.strerror}; choose another --out") from error
 
 
 def read_questions(path: Path) -> Iterator[Row]:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from data.errors import ConfigError
 from vstream.commentary import Utterance
 from vstream.commentary.continuous import MAX_SENTENCE_SECONDS
+from vstream.written import TextFile
 
 READING_WORDS_PER_SECOND = 3.0
 MIN_CUE_SECONDS = 1.0
@@ -86,13 +86,11 @@ class CaptionFile:
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
         self.format = FORMATS[kind_of(path)]
         self.num_cues = 0
         self._held: Utterance | None = None
-        with self._said():
-            self._file = path.open("w", encoding="utf-8")
-            self._write(self.format.header)
+        self._file = TextFile(path, "--out")
+        self._file.write(self.format.header)
 
     def say(self, utterance: Utterance) -> None:
         """The next thing that was said."""
@@ -108,27 +106,14 @@ class CaptionFile:
         """Write what is held back, and close the file. Idempotent."""
         if not self._file.closed:
             self._settle(float("inf"))
-            with self._said():
-                self._file.close()
+            self._file.close()
 
     def _settle(self, limit_seconds: float) -> None:
         held, self._held = self._held, None
         if held is not None:
             self.num_cues += 1
             between = self.format.between if self.num_cues > 1 else ""
-            with self._said():
-                self._write(between + self.format.block(self.num_cues, _stretched(held, limit_seconds)))
-
-    def _write(self, text: str) -> None:
-        self._file.write(text)
-        self._file.flush()
-
-    @contextmanager
-    def _said(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise ConfigError(f"{self.path} cannot be written: {error.strerror}; choose another --out") from error
+            self._file.write(between + self.format.block(self.num_cues, _stretched(held, limit_seconds)))
 
     def __enter__(self) -> CaptionFile:
         return self

@@ -6,10 +6,10 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from itertools import takewhile
 from pathlib import Path
-from typing import TextIO
 
 from data.errors import ConfigError, SourceError
 from data.sources import Source, open_source
@@ -22,6 +22,7 @@ from vstream.progress import Progress
 from vstream.remembered import memory_folder, stored_settings
 from vstream.session import StreamSession
 from vstream.watches import Alert, WatchRules, Webhook, decision_row, parse_condition
+from vstream.written import TextFile
 
 BURN_FPS = 10.0
 
@@ -50,31 +51,36 @@ def watch(args: argparse.Namespace) -> int:
     for words in args.when:
         parse_condition(words)
     until = _checked_until(args.until)
-    hook = Webhook(args.webhook, args.webhook_host) if args.webhook else None
-    log = _opened(args.log) if args.log else None
-    try:
-        with open_source(args.source, allow_private_hosts=args.allow_private_hosts) as source:
-            with StreamSession(chosen_model(args).load(config.gpu_bytes), config, memory=args.memory) as session:
-                kept = {watch.condition.text.lower() for watch in session.unasked.watches.active}
-                if kept:
-                    sys.stderr.write(f"this memory watches on: {', '.join(sorted(kept))}\n")
-                for words in args.when:
-                    if parse_condition(words).text.lower() not in kept:
-                        session.watch(words, rules)
-                # What was decided before is in the memory, and in the log of that time.
-                session.unasked.watches.log.clear()
-                session.unasked.watches.on_alert = lambda alert: _tell(alert, args.json, hook)
-                for _ in _watched(session, source, until):
-                    while log and session.unasked.watches.log:
-                        log.write(json.dumps(decision_row(session.unasked.watches.log.popleft())) + "\n")
-            _warn(source)
-    finally:
-        if log:
-            log.close()
-        if hook:
-            hook.close()
-            sys.stderr.write(f"webhook: {hook.num_sent} sent, {hook.num_failed} failed, {hook.num_dropped} dropped\n")
+    with ExitStack() as opened:
+        hook = opened.enter_context(_hooked(args.webhook, args.webhook_host)) if args.webhook else None
+        log = opened.enter_context(TextFile(args.log, "--log")) if args.log else None
+        source = opened.enter_context(open_source(args.source, allow_private_hosts=args.allow_private_hosts))
+        with StreamSession(chosen_model(args).load(config.gpu_bytes), config, memory=args.memory) as session:
+            kept = {watch.condition.text.lower() for watch in session.unasked.watches.active}
+            if kept:
+                sys.stderr.write(f"this memory watches on: {', '.join(sorted(kept))}\n")
+            for words in args.when:
+                if parse_condition(words).text.lower() not in kept:
+                    session.watch(words, rules)
+            # What was decided before is in the memory, and in the log of that time.
+            session.unasked.watches.log.clear()
+            session.unasked.watches.on_alert = lambda alert: _tell(alert, args.json, hook)
+            for _ in _watched(session, source, until):
+                while log and session.unasked.watches.log:
+                    log.write(json.dumps(decision_row(session.unasked.watches.log.popleft())) + "\n")
+        _warn(source)
     return 0
+
+
+@contextmanager
+def _hooked(url: str, allowed_hosts: Sequence[str]) -> Iterator[Webhook]:
+    """A webhook, and at the end the line that says what became of its alerts."""
+    hook = Webhook(url, allowed_hosts)
+    try:
+        yield hook
+    finally:
+        hook.close()
+        sys.stderr.write(f"webhook: {hook.num_sent} sent, {hook.num_failed} failed, {hook.num_dropped} dropped\n")
 
 
 def add_comment_flags(parser: argparse.ArgumentParser) -> None:
@@ -180,13 +186,6 @@ def _checked_until(until: float | None) -> float:
     if until is not None and not until > 0:
         raise ConfigError(f"--until is {until:g}; give a stream time after 0 s")
     return math.inf if until is None else until
-
-
-def _opened(path: Path) -> TextIO:
-    try:
-        return path.open("w", encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be written: {error.strerror}; choose another --log") from error
 
 
 def _warn(source: Source) -> None:

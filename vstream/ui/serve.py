@@ -7,9 +7,10 @@ import hmac
 import ipaddress
 import os
 import signal
+import ssl
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import gradio as gr
@@ -40,6 +41,27 @@ def check_host(host: str, token: str | None, insecure: bool) -> None:
         raise ConfigError("the token is too short; give at least 8 characters")
     if not is_loopback(host) and not token and not insecure:
         raise ConfigError(f"{host} can be reached from other computers; add --token T, or --insecure to let anybody in")
+
+
+def check_port(port: int) -> None:
+    """Raises ConfigError for a number at which no page can be found."""
+    if not 1 <= port <= 65535:
+        raise ConfigError(f"--port is {port}; give a number from 1 to 65535")
+
+
+def checked_certificate(certificate: Sequence[str]) -> tuple[str, str]:
+    """The PEM files of a certificate and of its key. Raises ConfigError if no page can be served with them."""
+    chain, key = map(_existing_file, certificate)
+    try:
+        # A key that is locked is refused: nobody may be there to type its password.
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(chain, key, password=str)
+    except ssl.SSLError as error:
+        if error.reason == "KEY_VALUES_MISMATCH":
+            raise ConfigError(f"{key} is not the key of {chain}; give the two that belong together") from error
+        raise ConfigError(f"{chain} and {key} are no certificate and its open key in PEM; give --certificate others") from error
+    except OSError as error:
+        raise ConfigError(f"{chain} and {key} cannot be read: {error.strerror}; give --certificate others") from error
+    return chain, key
 
 
 @contextlib.contextmanager
@@ -118,8 +140,7 @@ def _environment(values: dict[str, str]) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def existing_file(path: str) -> str:
-    """The path itself. Raises ConfigError if there is no such file."""
+def _existing_file(path: str) -> str:
     if not Path(path).is_file():
         raise ConfigError(f"{path} is not a file; give a PEM file")
     return path
