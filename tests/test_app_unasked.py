@@ -303,7 +303,7 @@ def test_events_are_served_to_who_may_have_them(studio: Studio) -> None:
     pytest.importorskip("gradio")
     studio.open("c")
 
-    def get(address: str, path: str, **headers: str) -> tuple[int, str]:
+    def get(address: str, path: str, **headers: str | bytes) -> tuple[int, str]:
         connection = http.client.HTTPConnection(address, timeout=30)
         connection.request("GET", path, headers=headers)
         reply = connection.getresponse()
@@ -317,5 +317,12 @@ def test_events_are_served_to_who_may_have_them(studio: Studio) -> None:
         assert get(address, "/alerts/none", Authorization="Bearer a long token")[0] == 404
         status, first = get(address, "/alerts/c", Authorization="Bearer a long token")
         assert status == 200 and first
+        assert get(address, "/alerts/c", Authorization="Bearer ü")[0] == 401, "what is no ASCII is wrong as anything else is"
+    studio.open("d")
+    with served(studio, token="schlüssel €") as url:
+        address = url.removeprefix("http://").rstrip("/")
+        wrong, right = (f"Bearer schl{letter}ssel €".encode() for letter in "uü")
+        assert get(address, "/alerts/d", Authorization=wrong)[0] == 401
+        assert get(address, "/alerts/d", Authorization=right)[0] == 200, "a token is any text"
     with pytest.raises(PageError):
         studio.tab("c")

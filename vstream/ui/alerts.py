@@ -24,7 +24,9 @@ def alerts_route(studio: Studio, token: str | None) -> Route:
     """The route. KEY is the page's own session key; where the page has a token, it is wanted as a bearer token too."""
 
     async def alerts(request: Request) -> Response:
-        if token and not hmac.compare_digest(request.headers.get("authorization", ""), f"Bearer {token}"):
+        # As bytes: a header is decoded as Latin-1, whatever was sent.
+        sent = request.headers.get("authorization", "").encode("latin-1")
+        if token and not hmac.compare_digest(sent, f"Bearer {token}".encode()):
             return PlainTextResponse("send the token of this page as a bearer token\n", 401)
         try:
             studio.tab(request.path_params["key"])
