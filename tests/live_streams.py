@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import http.server
 import socket
+import ssl
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -67,7 +69,9 @@ class Handler(http.server.SimpleHTTPRequestHandler):
             self.send_error(int(name))
         elif name.startswith("redirect"):
             self.send_response(302)
-            self.send_header("Location", "http://user:secret@10.0.0.1/private.mp4")
+            if "nowhere" not in name:
+                there = "/private.mp4" if "relative" in name else "http://user:secret@10.0.0.1/private.mp4"
+                self.send_header("Location", there)
             self.end_headers()
         elif name.startswith("hang"):
             time.sleep(2.5)
@@ -75,14 +79,30 @@ class Handler(http.server.SimpleHTTPRequestHandler):
             super().do_GET()
 
 
+class serving:
+    """Serves a folder on a port of this machine within a `with`."""
+
+    def __init__(self, folder: Path, handler: Callable[..., Any], certificate: Path | None = None) -> None:
+        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), lambda *a: handler(*a, directory=str(folder)))
+        self.server.daemon_threads = True
+        if certificate is not None:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(certificate)
+            self.server.socket = context.wrap_socket(self.server.socket, server_side=True)
+
+    def __enter__(self) -> int:
+        threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+        return self.server.server_address[1]
+
+    def __exit__(self, *exc: object) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+
+
 @pytest.fixture
 def web(tmp_path: Path) -> Iterator[str]:
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), lambda *a: Handler(*a, directory=str(tmp_path)))
-    server.daemon_threads = True
-    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_address[1]}"
-    server.shutdown()
-    server.server_close()
+    with serving(tmp_path, Handler) as port:
+        yield f"http://127.0.0.1:{port}"
 
 
 def write_hls(folder: Path, live: bool = False) -> Path:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import http.server
 import socket
 import threading
 import time
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,8 +18,8 @@ av = pytest.importorskip("av")
 from data.errors import SourceError  # noqa: E402
 from data.sources import LiveSource, connection, hosts, open_source  # noqa: E402  # noqa: E402
 from data.sources.timeline import Timeline  # noqa: E402
-from tests.live_streams import free_port, listen, publish, rtsp, web, write_hls  # noqa: E402, F401
-from tests.video_files import write_video  # noqa: E402
+from tests.live_streams import free_port, listen, publish, rtsp, serving, web, write_hls  # noqa: E402, F401
+from tests.video_files import write_audio, write_video  # noqa: E402
 
 
 def open_web(url: str, **settings: float) -> LiveSource:
@@ -60,6 +62,38 @@ def test_rtsp_reconnects_and_time_goes_on(rtsp: Callable[..., str]) -> None:
     (lost, back), *_ = source.stats.gaps
     assert source.stats.reconnects == 1 and back - lost > 0.3
     assert all(a < b for a, b in pairwise(pts))
+
+
+def test_a_stream_without_a_picture_yet_is_opened_again(tmp_path: Path) -> None:
+    write_video(tmp_path / "video.ts", seconds=1)
+    write_audio(tmp_path / "sound.ts")
+    parts = iter(["video", "sound", "sound", "video", *["sound"] * 9])
+
+    class Camera(http.server.BaseHTTPRequestHandler):
+        def log_message(self, *args: object) -> None: ...
+
+        def __init__(self, *args: Any, directory: str) -> None:
+            super().__init__(*args)
+
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write((tmp_path / f"{next(parts)}.ts").read_bytes())
+
+    with (
+        serving(tmp_path, Camera) as port,
+        LiveSource(
+            f"http://127.0.0.1:{port}/camera.ts", allow_private_hosts=True, reconnect_attempts=3, backoff_seconds=0.01
+        ) as source,
+    ):
+        pts: list[float] = []
+        with pytest.raises(SourceError, match="no video stream"):
+            pts.extend(frame.pts_seconds for frame in source.frames(10))
+    assert source.info.live and source.stats.frames_seen == 20
+    assert pts[-1] > 1.5 and all(a < b for a, b in pairwise(pts))
+    assert source.stats.reconnects == 1 and len(source.stats.gaps) == 1
+    # Two losses, and all three attempts after the last one.
+    assert len(list(parts)) == 9 - 3
 
 
 def test_close_ends_a_silent_stream_at_once(rtsp: Callable[..., str]) -> None:
@@ -142,6 +176,9 @@ def test_live_hls_ends_when_its_playlist_is_closed(web: str, tmp_path: Path) -> 
         ("404", "path"),
         ("500", "answered with an error"),
         ("redirect.mp4", "redirects to http://10.0.0.1/private.mp4"),
+        ("redirect/relative.mp4", "redirects to http://127.0.0.1:PORT/private.mp4"),
+        ("redirect/relative.m3u8", "redirects to http://127.0.0.1:PORT/private.mp4"),
+        ("redirect/nowhere.m3u8", "answered with an error (302)"),
         ("hang", "no answer in 1 s"),
         ("text.mp4", "not a video stream"),
         ("403/x.m3u8", "path"),
@@ -155,7 +192,7 @@ def test_http_failures_are_one_clear_line_without_secrets(web: str, tmp_path: Pa
     started = time.monotonic()
     with pytest.raises(SourceError) as caught:
         open_web(url)
-    text = str(caught.value)
+    text = str(caught.value).replace(f":{web.rpartition(':')[2]}", ":PORT")
     assert words in text and "\n" not in text and "secret" not in text and "someone" not in text
     assert time.monotonic() - started < 4
 
@@ -220,6 +257,17 @@ def test_unknown_host_and_bad_urls() -> None:
     assert hosts.label_of("rtsp://u:p@cam.example:554/a?token=1") == "rtsp://cam.example:554/a?…"
     assert "p@" not in repr(hosts.LiveURL("rtsp://u:p@h/", "rtsp://h/", "rtsp", "h", 554, "/", ("192.0.2.1",)))
     assert connection.is_hls(hosts.LiveURL("", "", "https", "h", 443, "/a/b.M3U8", ()))
+
+
+@pytest.mark.parametrize("password", ["2024/secret", "2024?secret", "2024#secret", "secret/2024", "2024/", "/secret"])
+@pytest.mark.parametrize("scheme", ["rtsp", "http"])
+def test_a_password_that_cuts_the_url_short_is_not_shown(scheme: str, password: str) -> None:
+    url = f"{scheme}://admin.invalid:{password}@10.0.0.5/live"
+    assert hosts.label_of(url) == f"{scheme}://…"
+    with pytest.raises(SourceError) as caught:
+        open_source(url)
+    text = str(caught.value)
+    assert "2024" not in text and "secret" not in text and "admin" not in text and "%2F" in text
 
 
 def test_timeline_never_runs_backwards() -> None:

@@ -116,6 +116,19 @@ def test_bad_pictures(bad: object) -> None:
         PushSource().push(bad)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    ("height", "width", "words"),
+    [(16384, 40, "strip"), (8001, 8000, "64 megapixels"), (2, 16385, "16384 a side"), (9, 1, "2x2")],
+)
+def test_a_pushed_picture_keeps_to_the_sizes_of_all_sources(height: int, width: int, words: str) -> None:
+    """The same sizes that a file or a camera in the network may have: what goes in can be read by a model."""
+    source = PushSource()
+    for shape in ((height, width, 3), (3, height, width)):
+        with pytest.raises(SourceError, match=words):
+            source.push(np.zeros(shape, np.uint8))
+    assert source.stats.frames_seen == 0 and source.push(np.zeros((200, 2, 3), np.uint8))
+
+
 def test_decoders_are_not_imported_before_they_are_needed() -> None:
     code = "import sys, data.sources; sys.exit(int('av' in sys.modules or 'decord' in sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import shutil
 import socket
-import ssl
 import subprocess
-import threading
-from http.server import ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -17,7 +14,7 @@ av = pytest.importorskip("av")
 from data.errors import SourceError  # noqa: E402
 from data.sources import LiveSource  # noqa: E402
 from data.sources.hosts import check_url  # noqa: E402
-from tests.live_streams import Handler, web, write_hls  # noqa: E402, F401
+from tests.live_streams import Handler, serving, web, write_hls  # noqa: E402, F401
 from tests.video_files import write_video  # noqa: E402
 
 NAME = "camera.invalid"
@@ -62,6 +59,22 @@ def test_a_playlist_and_its_parts_come_from_checked_addresses(web: str, tmp_path
         assert len(list(source.frames(fps=2))) >= 5
         assert not source.stats.warnings
     assert len(asked) >= 4  # once per part, and each answer is used as it is
+
+
+@pytest.mark.parametrize("path", ["vidéo.m3u8", "vid%C3%A9o.m3u8", "vidéo.mp4"])
+def test_paths_beyond_ascii_are_asked_for_in_utf8(web: str, tmp_path: Path, path: str) -> None:
+    playlist = write_hls(tmp_path)
+    (tmp_path / "part1.ts").rename(tmp_path / "párt 1.ts")
+    (tmp_path / "vidéo.m3u8").write_text(playlist.read_text().replace("part1", "párt%201"))
+    write_video(tmp_path / "vidéo.mp4", seconds=3)
+    with open_here(f"{web}/{path}?größe=1") as source:
+        assert len(list(source.frames(fps=5))) == 15 and not source.stats.warnings
+
+
+@pytest.mark.parametrize("path", ["a\udce9.m3u8", "a\udce9.mp4"])
+def test_a_url_that_is_no_text_is_one_line(web: str, path: str) -> None:
+    with pytest.raises(SourceError, match="UTF-8"):
+        open_here(f"{web}/{path}")
 
 
 def test_the_server_hears_the_name(tmp_path: Path, asked: list[str]) -> None:
@@ -120,23 +133,3 @@ def make_certificate(folder: Path, name: str) -> Path:
     subprocess.run(words, check=True, capture_output=True)
     file.write_text(file.read_text() + Path(f"{file}.key").read_text())
     return file
-
-
-class serving:
-    """Serves a folder on a port of this machine within a `with`."""
-
-    def __init__(self, folder: Path, handler: type[Handler], certificate: Path | None = None) -> None:
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), lambda *a: handler(*a, directory=str(folder)))
-        self.server.daemon_threads = True
-        if certificate is not None:
-            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-            context.load_cert_chain(certificate)
-            self.server.socket = context.wrap_socket(self.server.socket, server_side=True)
-
-    def __enter__(self) -> int:
-        threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
-        return self.server.server_address[1]
-
-    def __exit__(self, *exc: object) -> None:
-        self.server.shutdown()
-        self.server.server_close()

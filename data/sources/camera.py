@@ -12,8 +12,7 @@ import numpy as np
 from data.errors import SourceError
 from data.frames import PTS_TOLERANCE_SECONDS, Frame
 from data.sources.base import Slots, Source, SourceInfo
-
-MAX_SIDE = 16384
+from data.sources.size import check_size
 
 
 class PushSource(Source):
@@ -121,6 +120,5 @@ def _picture(rgb: np.ndarray, label: str) -> np.ndarray:
         got = f"{rgb.dtype}{list(rgb.shape)}" if isinstance(rgb, np.ndarray) else type(rgb).__name__
         raise SourceError(f"{label}: a picture must be uint8 [H, W, 3] or [3, H, W], got {got}")
     data = rgb.transpose(2, 0, 1) if rgb.shape[2] == 3 else rgb
-    if not all(2 <= side <= MAX_SIDE for side in data.shape[1:]):
-        raise SourceError(f"{label}: a picture must be from 2x2 to {MAX_SIDE}x{MAX_SIDE} pixels, got {list(rgb.shape)}")
+    check_size(data.shape[2], data.shape[1], label)
     return np.array(data, dtype=np.uint8, order="C", copy=True)

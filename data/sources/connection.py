@@ -10,6 +10,7 @@ import time
 from collections.abc import Mapping
 from contextlib import closing
 from typing import Any
+from urllib.parse import urljoin
 
 import av
 import av.container
@@ -133,7 +134,16 @@ def said_by_server(url: LiveURL, timeout_seconds: float) -> str | None:
         return None
     with closing(connection):
         target = response.getheader("Location") if 300 <= response.status < 400 else None
-    return MOVED.format(label=url.label, target=label_of(target)) if target else None
+    return moved(url, target) if target else None
+
+
+def moved(url: LiveURL, location: str) -> str:
+    """What to say where the answer is a redirection; `location` may be relative to `url`."""
+    try:
+        target = urljoin(url.full, location)
+    except ValueError:
+        target = location
+    return MOVED.format(label=url.label, target=label_of(target))
 
 
 class _Body(io.RawIOBase):
@@ -195,8 +205,7 @@ class _Fetcher:
                 raise SourceError(LOCKED.format(label=checked.label, scheme=checked.scheme, host=checked.host))
             if response.status == 404:
                 raise SourceError(UNKNOWN.format(label=checked.label))
-            if 300 <= response.status < 400:
-                target = label_of(response.getheader("Location") or "")
-                raise SourceError(MOVED.format(label=checked.label, target=target))
+            if 300 <= response.status < 400 and (target := response.getheader("Location")):
+                raise SourceError(moved(checked, target))
             raise SourceError(f"{checked.label}: the server answered with an error ({response.status})")
         return _Body(connection, response)

@@ -20,8 +20,9 @@ from data.errors import SourceError
 from data.frames import PTS_TOLERANCE_SECONDS, Frame
 from data.sources.base import Slots, Source
 from data.sources.decord_reader import DecordMismatch, DecordReader
-from data.sources.picture import check_size, pixel_aspect_of, upright
+from data.sources.picture import pixel_aspect_of, upright
 from data.sources.probe import open_file, probe_file, video_stream
+from data.sources.size import check_size
 
 Reader = Literal["pyav", "decord"]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import ipaddress
 import queue
+import re
 import socket
 import threading
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from data.errors import SourceError
 
 PORTS = {"rtsp": 554, "rtsps": 322, "http": 80, "https": 443}
 LOOKUP_SECONDS = 10.0
+UNCUT = "if the @ ends a password: write / in it as %2F, ? as %3F, # as %23"
 
 
 @dataclass(frozen=True)
@@ -50,14 +52,26 @@ class LiveURL:
 
 def label_of(url: str) -> str:
     """`url` without user name, password, query and fragment. Safe for logs and pages, also for URLs that do not parse."""
+    scheme = re.match(r"[A-Za-z][A-Za-z0-9+.-]*:", url)
+    hidden = f"{scheme[0] if scheme else ''}//…"
+    if _is_cut(url):
+        return hidden
     try:
         parts = urlsplit(url)
         host = parts.hostname or ""
         port = f":{parts.port}" if parts.port else ""
     except ValueError:
-        return f"{url.split(':', 1)[0]}://…"
+        return hidden
     host = f"[{host}]" if ":" in host else host
     return f"{parts.scheme}://{host}{port}{parts.path}{'?…' if parts.query else ''}"
+
+
+def _is_cut(url: str) -> bool:
+    """Whether an @ comes after what parses as the host, which may then be a part of the user name and the password."""
+    try:
+        return "@" in url and "@" not in urlsplit(url).netloc
+    except ValueError:
+        return "@" in url
 
 
 def key_of(url: str) -> str:
@@ -74,17 +88,25 @@ def check_url(url: str, allow_private_hosts: bool = False, timeout_seconds: floa
     label = label_of(url)
     if any(ord(c) <= 32 or ord(c) == 127 for c in url):
         raise SourceError(f"{label.split(' ')[0]}: the URL holds a space or a control character; write it as %20")
+    if any("\ud800" <= c <= "\udfff" for c in url):
+        raise SourceError(f"{label.encode(errors='replace').decode()}: the URL is not UTF-8; write its other bytes as %XX")
+    hint = f"; {UNCUT}" if _is_cut(url) else ""
     try:
         parts: SplitResult = urlsplit(url)
         scheme, host, port = parts.scheme.lower(), parts.hostname, parts.port
     except ValueError:
-        raise SourceError(f"{label}: not a valid URL; write it as rtsp://host:port/path") from None
+        raise SourceError(f"{label}: not a valid URL; write it as rtsp://host:port/path{hint}") from None
     if scheme not in PORTS:
         raise SourceError(f"{label}: cannot open {scheme or 'this'} URLs; known: {', '.join(PORTS)}")
     if not host:
-        raise SourceError(f"{label}: the URL names no host; write it as {scheme}://host:port/path")
+        raise SourceError(f"{label}: the URL names no host; write it as {scheme}://host:port/path{hint}")
     port = port or PORTS[scheme]
-    addresses = _lookup(host, port, label, timeout_seconds)
+    addresses = _lookup(host, port, timeout_seconds)
+    if addresses is None:
+        raise SourceError(f"{label}: the name server did not answer in {timeout_seconds:g} s; check the network")
+    if not addresses:
+        name = "" if hint else f" {host}"
+        raise SourceError(f"{label}: the host{name} is not known; check its name and the network{hint}")
     if not allow_private_hosts:
         for address in addresses:
             if not is_public(address):
@@ -107,21 +129,19 @@ def is_public(address: str) -> bool:
     return ip.is_global and not ip.is_multicast and not ip.is_reserved
 
 
-def _lookup(host: str, port: int, label: str, timeout_seconds: float) -> list[str]:
+def _lookup(host: str, port: int, timeout_seconds: float) -> list[str] | None:
+    """The addresses of `host`, none where it is not known; None where no answer came in time."""
     # getaddrinfo takes no time-out, so it waits in a thread of its own.
-    answers: queue.Queue[list[str] | OSError | UnicodeError] = queue.Queue()
+    answers: queue.Queue[list[str]] = queue.Queue()
 
     def look() -> None:
         try:
             answers.put([str(info[4][0]) for info in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)])
-        except (OSError, UnicodeError) as error:
-            answers.put(error)
+        except (OSError, UnicodeError):
+            answers.put([])
 
     threading.Thread(target=look, name="source-lookup", daemon=True).start()
     try:
-        found = answers.get(timeout=timeout_seconds)
+        return answers.get(timeout=timeout_seconds)
     except queue.Empty:
-        raise SourceError(f"{label}: the name server did not answer in {timeout_seconds:g} s; check the network") from None
-    if isinstance(found, Exception) or not found:
-        raise SourceError(f"{label}: the host {host} is not known; check its name and the network")
-    return found
+        return None

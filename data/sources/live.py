@@ -16,8 +16,9 @@ from data.frames import PTS_TOLERANCE_SECONDS, Frame
 from data.sources.base import Slots, Source, SourceInfo
 from data.sources.connection import connect, is_hls, refused_part
 from data.sources.hosts import LiveURL, check_url, key_of
-from data.sources.picture import check_size, pixel_aspect_of, upright
+from data.sources.picture import pixel_aspect_of, upright
 from data.sources.probe import video_stream
+from data.sources.size import check_size
 from data.sources.timeline import Timeline
 
 QUEUE_SECONDS = 2.0
@@ -57,13 +58,9 @@ class LiveSource(Source):
         self._done = False
         self._thread: threading.Thread | None = None
         self._container: av.container.InputContainer | None = None
-        checked, container = self._connect()
-        self._label = checked.label
-        try:
-            super().__init__(_describe(checked, container))
-        except (SourceError, av.error.FFmpegError):
-            container.close()
-            raise
+        info, container = self._connect()
+        self._label = info.label
+        super().__init__(info)
         self._container = container
         self.stats.reader = "pyav"
 
@@ -115,9 +112,17 @@ class LiveSource(Source):
             self._container.close()
             self._container = None
 
-    def _connect(self) -> tuple[LiveURL, av.container.InputContainer]:
+    def _connect(self) -> tuple[SourceInfo, av.container.InputContainer]:
         checked = check_url(self._url, self._allow_private_hosts, self._timeouts[0])
-        return checked, connect(checked, *self._timeouts, self._allow_private_hosts, self._options)
+        container = connect(checked, *self._timeouts, self._allow_private_hosts, self._options)
+        try:
+            return _describe(checked, container), container
+        except SourceError:
+            container.close()
+            raise
+        except av.error.FFmpegError as error:
+            container.close()
+            raise SourceError(f"{checked.label}: cannot be read ({error.strerror or type(error).__name__})") from None
 
     def _run(self, slots: Slots, start_seconds: float) -> None:
         container, self._container = self._container, None
@@ -166,11 +171,11 @@ class LiveSource(Source):
             if self._stop.wait(min(MAX_BACKOFF_SECONDS, self._backoff_seconds * 2 ** (failures - 1))):
                 break
             try:
-                checked, container = self._connect()
+                info, container = self._connect()
             except SourceError as error:
                 reason = str(error) if reason is not None else None
                 continue
-            if not _describe(checked, container).live:
+            if not info.live:
                 container.close()  # The playlist was closed meanwhile: what it still lists has been seen.
                 return None, failures
             self.stats.reconnects += 1

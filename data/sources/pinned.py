@@ -6,7 +6,7 @@ import base64
 import http.client
 import socket
 import ssl
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from data.sources.hosts import PORTS, LiveURL
 
@@ -35,7 +35,9 @@ def get(url: LiveURL, timeout_seconds: float, headers: dict[str, str]) -> tuple[
         headers = headers | {"Authorization": f"Basic {base64.b64encode(words.encode()).decode()}"}
     connection = PinnedConnection(url, timeout_seconds)
     try:
-        connection.request("GET", (parts.path or "/") + (f"?{parts.query}" if parts.query else ""), headers=headers)
+        # Only ASCII can stand in a request; what is percent-encoded already stays.
+        target = quote((parts.path or "/") + (f"?{parts.query}" if parts.query else ""), safe="/:?&=%+,;@!$'()*~")
+        connection.request("GET", target, headers=headers)
         return connection, connection.getresponse()
     except BaseException:
         connection.close()

@@ -16,7 +16,8 @@ from av.stream import Disposition
 
 from data.errors import SourceError
 from data.sources.base import SourceInfo
-from data.sources.picture import check_size, pixel_aspect_of, quarter_turns, shown_size
+from data.sources.picture import pixel_aspect_of, quarter_turns, shown_size
+from data.sources.size import check_size
 
 FORMATS = "mov,mp4,matroska,webm,mpegts,mpeg,avi,flv,ogg,gif,asf"
 """Containers that hold their own pictures. Playlists and lists of files (hls, dash, concat, ...) are left out on purpose."""
