@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from itertools import groupby
+from typing import Any
 
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from model_adapters.base import KVContext
 from model_adapters.placement import Cursor
+
+
+def cache_name(language: Any) -> str:
+    """What a stock language model calls the cache that its `forward` takes: transformers 5.24 renamed it to `cache`."""
+    # Of the class: hooks of a model that is split over devices stand before the method of the instance.
+    return "cache" if "cache" in inspect.signature(type(language).forward).parameters else "past_key_values"
 
 
 class Shelf:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from data.errors import AdapterError
 from data.frames import Chunk, Frame
 from data.world import make_world
-from model_adapters.cache import BufferContext
+from model_adapters.cache import BufferContext, cache_name
 from model_adapters.fingerprint import fingerprint
 from model_adapters.preprocess import PixelSpec, fitted_size, patchify, resize
 from model_adapters.registry import load_adapter
@@ -307,6 +308,30 @@ def test_a_context_grows_and_keeps_what_it_holds() -> None:
     keys, values = context.cache.layers[1].update(step, -step)
     assert torch.equal(keys[0], torch.cat([whole[1], step[0]], 1)) and torch.equal(values, -keys)
     assert context.layers[1].get_seq_length() == whole.shape[2] + 1
+
+
+def test_the_cache_goes_by_the_name_that_the_model_has_for_it() -> None:
+    class Older:
+        def forward(self, inputs_embeds, past_key_values=None, **kwargs) -> None: ...
+
+    class Newer:
+        def forward(self, inputs_embeds, cache=None, **kwargs) -> None: ...
+
+    class Split(Newer):
+        def __init__(self) -> None:
+            self.forward = lambda *args, **kwargs: None  # as hooks of a model over several devices stand before it
+
+    assert [cache_name(model()) for model in (Older, Newer, Split)] == ["past_key_values", "cache", "cache"]
+
+
+def test_no_argument_is_one_that_a_later_release_removes(random_adapter, frames) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FutureWarning)
+        with StreamSession(random_adapter) as session:
+            for frame in frames[:4]:
+                session.push(frame)
+            session.watch("tell me when a red circle appears")
+            assert session.answer("what is on screen now ?").done
 
 
 def test_growing_is_seldom() -> None:
