@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test quick video-processors check format clean
+.PHONY: run test quick video-processors oldest check format clean
 
 run: $(VENV)/.installed  ## open the page on the embedded model and a demo stream
 	$(BIN)/python app.py $(ARGS)
@@ -18,6 +18,13 @@ TORCHVISION := $(VENV)/torchvision-0.28.0
 
 video-processors: $(VENV)/.installed-dev $(TORCHVISION)  ## pixels against the families' own video processors
 	PYTHONPATH=$(TORCHVISION):tests $(BIN)/python -m pytest -p torchvision_names tests/test_video_processors.py
+
+# The oldest release that requirements.txt admits: what reaches into stock models must fit all of them.
+OLDEST := $(VENV)/transformers-5.18.0
+
+oldest: $(VENV)/.installed-dev $(OLDEST)  ## the tests of the model side with the oldest transformers
+	PYTHONPATH=$(OLDEST) $(BIN)/python -m pytest tests/test_adapter.py tests/test_adapters.py tests/test_exactness.py \
+		tests/test_embedded.py tests/test_frame_families.py tests/test_loading.py tests/test_positions.py tests/test_split.py tests/test_steps.py
 
 check: $(VENV)/.installed-dev  ## lint, format and types
 	$(BIN)/ruff check .
@@ -37,7 +44,7 @@ $(VENV)/.installed-dev: requirements-dev.txt $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet -r requirements-dev.txt
 	touch $@
 
-$(TORCHVISION): $(VENV)/.installed
+$(TORCHVISION) $(OLDEST): $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --no-deps --target $@ $(subst -,==,$(notdir $@))
 
 clean:

@@ -28,4 +28,4 @@ class InternVLAdapter(SquareFramesAdapter):
         return int(side // config.vision_config.patch_size[0] * config.downsample_ratio)
 
     def features(self, pixels: torch.Tensor) -> torch.Tensor:
-        return self.model.model.get_image_features(pixels).pooler_output.flatten(0, 1)
+        return self.model.get_image_features(pixels).pooler_output.flatten(0, 1)

@@ -30,8 +30,8 @@ class LlavaOnevisionAdapter(SquareFramesAdapter):
         return math.ceil(config.vision_config.image_size // config.vision_config.patch_size / 2)
 
     def features(self, pixels: torch.Tensor) -> torch.Tensor:
-        # The last feature is the newline, which stands behind the video and so in the question.
-        return self.model.model.get_video_features(pixels[None]).pooler_output[0, :-1]
+        # Behind them comes the newline, from transformers 5.18 on; it stands behind the video and so in the question.
+        return self.model.get_video_features(pixels[None]).pooler_output[0, : len(pixels) * self.spec.cells**2]
 
     def question_run(self, question: str, turns: Sequence[tuple[str, str]] = ()) -> TokenRun:
         run = super().question_run(question, turns)

@@ -13,7 +13,7 @@ from data.frames import Chunk
 from model_adapters.base import TokenRun, VisualTokens
 from model_adapters.placement import Timed
 from model_adapters.preprocess import merged, patched, patchify, resize
-from model_adapters.stock import Layout, StockAdapter, shared_out
+from model_adapters.stock import Layout, StockAdapter, joined, shared_out
 
 TRAINED_LENGTH = 32768
 """Qwen2.5-VL and the Omni thinkers were trained on contexts up to this; what their configs allow beyond it is extrapolation."""
@@ -38,10 +38,10 @@ class QwenAdapter(StockAdapter):
     @torch.inference_mode()
     def embed_many(self, pictures: Sequence[torch.Tensor]) -> list[VisualTokens]:
         patches, grids = patched(pictures, self.spec, self.model.dtype)
-        out = self.model.model.get_video_features(patches, grids)
+        out = self.model.get_video_features(patches, grids)
         levels = getattr(out, "deepstack_features", None)
-        deepstack = torch.stack([torch.cat(tuple(level)) for level in levels]) if levels else None
-        return shared_out(torch.cat(tuple(out.pooler_output)), merged(grids, self.spec.merge_size), deepstack)
+        deepstack = torch.stack([joined(level) for level in levels]) if levels else None
+        return shared_out(joined(out.pooler_output), merged(grids, self.spec.merge_size), deepstack)
 
 
 class StampedQwenAdapter(QwenAdapter):

@@ -38,10 +38,6 @@ class SmolVLMAdapter(SquareFramesAdapter):
     def cells(cls, config: Any, side: int) -> int:
         return side // config.vision_config.patch_size // config.scale_factor
 
-    @staticmethod
-    def language_model(model: Any) -> Any:
-        return model.model.text_model
-
     def _prompt_parts(self) -> tuple[str, str, str, str, str]:
         # The checkpoint's own template knows no videos; the processor brings the one for them.
         self.tokenizer.chat_template = DEFAULT_CHAT_TEMPLATE
@@ -49,4 +45,4 @@ class SmolVLMAdapter(SquareFramesAdapter):
         return head + INTRO, "\n\n" + before, rest[0], rest[1], rest[2]
 
     def features(self, pixels: torch.Tensor) -> torch.Tensor:
-        return torch.cat(list(self.model.model.get_image_features(pixels[None]).pooler_output))
+        return torch.cat(list(self.model.get_image_features(pixels[None]).pooler_output))

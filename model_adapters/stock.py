@@ -90,7 +90,7 @@ class StockAdapter(DecoderAdapter):
         )
         model.eval().requires_grad_(False)
         video_id = tokenizer.convert_tokens_to_ids(self.special_tokens[0])
-        super().__init__(model, self.language_model(model), tokenizer, video_id, info)
+        super().__init__(model, model.get_decoder(), tokenizer, video_id, info)
         self.cell = spec.cell
         self.frames_per_slot = spec.temporal_patch_size
         self.head, self.before, self.middle, self.between, self.tail = self._prompt_parts()
@@ -148,11 +148,6 @@ class StockAdapter(DecoderAdapter):
         """How this checkpoint prepares pixels."""
         return PixelSpec.from_folder(folder)
 
-    @staticmethod
-    def language_model(model: Any) -> Any:
-        """The language model inside the stock model."""
-        return model.model.language_model
-
     def _prompt_parts(self) -> tuple[str, str, str, str, str]:
         """The chat template's text before the video, between it and the question, between question and answer, between an
         answer and the next question, and after the last question."""
@@ -203,6 +198,11 @@ class StockAdapter(DecoderAdapter):
         last = len(chunk.pts_seconds) - 1
         first = slot * self.frames_per_slot
         return (chunk.pts_seconds[min(first, last)] + chunk.pts_seconds[min(first + self.frames_per_slot - 1, last)]) / 2
+
+
+def joined(features: torch.Tensor | Sequence[torch.Tensor]) -> torch.Tensor:
+    """What a tower made of several inputs, in one piece [N, D]. Some releases of transformers part it by input, some do not."""
+    return features if isinstance(features, torch.Tensor) else torch.cat(tuple(features))
 
 
 def shared_out(

@@ -14,7 +14,7 @@ from data.frames import Chunk
 from model_adapters.base import VisualTokens
 from model_adapters.frame_by_frame import FrameByFrameAdapter
 from model_adapters.preprocess import PixelSpec, merged, patched, patchify, resize, video_settings
-from model_adapters.stock import shared_out
+from model_adapters.stock import joined, shared_out
 
 
 class VideoLlama3Adapter(FrameByFrameAdapter):
@@ -46,5 +46,5 @@ class VideoLlama3Adapter(FrameByFrameAdapter):
     def embed_many(self, pictures: Sequence[torch.Tensor]) -> list[VisualTokens]:
         patches, grids = patched(pictures, self.spec, self.model.dtype)
         merge = torch.tensor([self.spec.merge_size] * len(grids), device=grids.device)
-        out = self.model.model.get_video_features(patches, grids, merge)
-        return shared_out(torch.cat(out.pooler_output), merged(grids, self.spec.merge_size))
+        out = self.model.get_video_features(patches, grids, merge)
+        return shared_out(joined(out.pooler_output), merged(grids, self.spec.merge_size))
