@@ -55,7 +55,7 @@ class DurableBank(MemoryBank):
             raise MemoryBankError(f"the memory {self.memory.folder} was opened for reading only")
         with self._lock:
             self._check_open()
-            if self.tier(chunk.chunk_id) is not None:
+            if self.tier(chunk.chunk_id) is not None and not self._is_lost(chunk.chunk_id):
                 raise MemoryBankError(f"chunk {chunk.chunk_id} is already in the memory")
         # Outside of the lock: who reads must not wait for the disk.
         self.writer.put(chunk, record or bare_record(chunk))
@@ -184,6 +184,15 @@ class DurableBank(MemoryBank):
 
     def _pending(self, chunk_id: int) -> ChunkKV | None:
         return self.writer.pending(chunk_id) if self.writer else None
+
+    def _is_lost(self, chunk_id: int) -> bool:
+        """Whether all that is left of a chunk is a damaged row. Who goes on behind the last right one watches it anew."""
+        if chunk_id in self._tiers.entries or self._pending(chunk_id) is not None:
+            return False
+        try:
+            return self.memory.manifest.row(chunk_id) is None
+        except MemoryBankError:
+            return True
 
     def _gather(self, chunk_ids: Sequence[int], take: Take = fresh) -> dict[int, Stored]:
         away = {i for i in chunk_ids if i not in self._tiers.entries and i not in self._absent and self._pending(i) is None}

@@ -90,9 +90,9 @@ class ChunkRow:
     @classmethod
     def from_columns(cls, values: tuple) -> ChunkRow:
         """MemoryBankError if the row is not as it was written."""
-        row = cls(*values[:-1])
-        if not row._is_typed() or row.checksum != values[-1]:
-            raise MemoryBankError(f"the manifest's row of chunk {row.chunk_id!r} is damaged; the chunk is left out")
+        row = cls(*values[:-1]) if len(values) == len(ROW_COLUMNS) else None
+        if row is None or not row._is_typed() or row.checksum != values[-1]:
+            raise MemoryBankError(f"the manifest's row of chunk {values[0]!r} is damaged; the chunk is left out")
         return row
 
     def _is_typed(self) -> bool:

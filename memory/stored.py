@@ -103,8 +103,13 @@ class StoredMemory:
         return len(self.segments)
 
     def step_of(self, segment: int) -> int:
-        """How often the chunks of a segment have been thinned; 0 is whole."""
-        return max(0, self.segments[segment][1] - 1)
+        """How often the chunks of a segment have been thinned. 0 is whole, or not known: a damaged manifest may name what is
+        not there."""
+        return max(0, self.segments.get(segment, (0, 0))[1] - 1)
+
+    def bytes_of(self, segments: Sequence[int]) -> np.ndarray:
+        """int64: bytes of segments; 0 for one that is not known."""
+        return np.array([self.segments.get(number, (0, 0))[0] for number in segments], dtype=np.int64)
 
     def commit(self, batch: Sequence[Pending], gaps: Sequence[Gap] = ()) -> None:
         """Make chunks durable, all or none of them."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections import deque
 from collections.abc import Collection
-from itertools import islice
 
 from data.errors import MemoryBankError
 from memory.manifest import Manifest
@@ -24,14 +24,21 @@ class StoredRecords:
     def __init__(self, manifest: Manifest) -> None:
         self.manifest = manifest
         self._fresh: dict[int, ChunkRecord] = {}
+        self._unchecked: deque[int] = deque()
+        """The same by the turn in which the manifest is asked for them: what it never gets must not hold up the rest."""
         self._moments: list[tuple] = []
         """What the timeline has asked for before: fields of TimelineMoment."""
         self._asking = threading.Lock()
 
     def add(self, record: ChunkRecord) -> None:
-        for chunk_id in list(islice(self._fresh, NUM_CHECKED)):
-            if self.manifest.holds(chunk_id):
+        for _ in range(min(NUM_CHECKED, len(self._unchecked))):
+            chunk_id = self._unchecked.popleft()
+            if chunk_id in self._fresh and self.manifest.holds(chunk_id):
                 del self._fresh[chunk_id]
+            elif chunk_id in self._fresh:
+                self._unchecked.append(chunk_id)
+        if record.chunk_id not in self._fresh:
+            self._unchecked.append(record.chunk_id)
         self._fresh[record.chunk_id] = record
 
     def get(self, chunk_id: int) -> ChunkRecord | None:
