@@ -133,6 +133,9 @@ def _create(folder: Path, identity: Identity, fault: Fault) -> None:
         fault("manifest.made")
         (folder / NEW_MANIFEST).rename(folder / MANIFEST)
         sync_folder(folder)
+        # The folder may be as new as what is in it.
+        if os.access(folder.absolute().parent, os.R_OK):
+            sync_folder(folder.absolute().parent)
         fault("manifest.renamed")
     except OSError as error:
         raise MemoryBankError(

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import astuple, dataclass, fields
+from dataclasses import astuple, dataclass, fields, replace
 from typing import NamedTuple, overload
 
+import torch
 from zlib_ng.zlib_ng import crc32
 
 from data.errors import MemoryBankError
@@ -57,6 +58,12 @@ class ChunkRow:
             packed.crc32,
             stored_unix,
         )
+
+    @classmethod
+    def without_kv(cls, record: ChunkRecord, stored_unix: float) -> ChunkRow:
+        """Of a chunk of which only time, drop ratio, mask and picture are kept."""
+        nothing = PackedChunk("", torch.zeros(0, dtype=torch.uint8), 0)
+        return replace(cls.of(record, 0, Place(0, 0), nothing, stored_unix), segment=None)
 
     @property
     def place(self) -> Place:

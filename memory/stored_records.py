@@ -29,17 +29,28 @@ class StoredRecords:
         self._moments: list[tuple] = []
         """What the timeline has asked for before: fields of TimelineMoment."""
         self._asking = threading.Lock()
+        self._told = False
 
     def add(self, record: ChunkRecord) -> None:
         for _ in range(min(NUM_CHECKED, len(self._unchecked))):
             chunk_id = self._unchecked.popleft()
-            if chunk_id in self._fresh and self.manifest.holds(chunk_id):
+            if chunk_id in self._fresh and self._is_stored(chunk_id):
                 del self._fresh[chunk_id]
             elif chunk_id in self._fresh:
                 self._unchecked.append(chunk_id)
         if record.chunk_id not in self._fresh:
             self._unchecked.append(record.chunk_id)
         self._fresh[record.chunk_id] = record
+
+    def _is_stored(self, chunk_id: int) -> bool:
+        """Whether the manifest has a record. One that cannot be asked must not end the stream."""
+        try:
+            return self.manifest.holds(chunk_id)
+        except MemoryBankError as error:
+            if not self._told:
+                logger.warning("%s", error)
+            self._told = True
+            return False
 
     def get(self, chunk_id: int) -> ChunkRecord | None:
         fresh = self._fresh.get(chunk_id)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from stored import fill, record_of, stored_bank, vectors_of
 from test_memory_durable import held
-from test_memory_stores import chunk
+from test_memory_stores import chunk, same
 
 from data.errors import MemoryBankError
 from memory import DurableBank, open_memory
@@ -22,6 +22,7 @@ from memory.library import verify
 from memory.manifest import MANIFEST, Manifest
 from memory.rebuild import rebuild
 from memory.rows import ChunkRow, Gap, Sitting
+from memory.stored import ROW_BYTES
 from memory.stored_records import NUM_CHECKED, StoredRecords
 from memory.thinning import Distinct, Thinning
 from memory.upkeep import rewrite
@@ -29,6 +30,9 @@ from vstream.remembered import join
 
 SMALL = {"segment_bytes": 8_000, "disk_bytes": 120_000, "thinning": Thinning(Distinct()), "lag_seconds": 0.1}
 """So little room that what is written merges, thins out and drops what is old."""
+
+
+PAGE_BYTES = 4096
 
 
 def spoil(folder: Path, *statements: str) -> None:
@@ -183,13 +187,37 @@ def test_spans_that_touch_are_one_gap_and_pauses_are_not(tmp_path: Path) -> None
 
 
 def test_a_long_past_that_was_dropped_is_one_gap(tmp_path: Path) -> None:
-    bank = stored_bank(tmp_path / "m", segment_bytes=4_000, disk_bytes=40_000, lag_seconds=0.1)
-    for i in range(60):
+    bank = stored_bank(tmp_path / "m", segment_bytes=4_000, disk_bytes=90_000, lag_seconds=0.1)
+    for i in range(120):
         bank.put(chunk(i), record_of(chunk(i)))
     bank.writer.flush()
     dropped = [gap for gap in bank.memory.manifest.gaps() if gap.reason == "dropped"]
     assert len(dropped) == 1 and dropped[0].start_seconds == 0.0 and dropped[0].end_seconds > 2
     bank.close()
+
+
+@pytest.mark.parametrize("disk_bytes", [1, 70_000, 75_000, 90_000])
+def test_a_quota_that_is_smaller_than_what_waits_is_kept_too(tmp_path: Path, disk_bytes: int) -> None:
+    gate, folder = threading.Event(), tmp_path / "m"
+    stored_bank(folder).close()
+    empty = bytes_on_disk(folder)
+    bank = stored_bank(folder, disk_bytes=disk_bytes, lag_seconds=100, fault=lambda point: gate.wait(30) and None)
+    for i in range(40):
+        bank.put(chunk(i), record_of(chunk(i)))
+    gate.set()
+    bank.writer.flush()
+    left = bank.chunk_ids()
+    assert left == list(range(40))[40 - len(left) :] and (left or disk_bytes < 90_000), "the newest are there"
+    assert all(same(one, chunk(one.chunk_id)) for one in bank.get(left))
+    dropped = [gap for gap in bank.memory.manifest.gaps() if gap.reason == "dropped"]
+    assert [(gap.start_seconds, gap.end_seconds) for gap in dropped] == [(0.0, chunk(39 - len(left)).end_seconds)]
+    bank.close()
+    # The manifest grows by pages, and keeps the rows of one commit until the next one.
+    assert bytes_on_disk(folder) <= max(disk_bytes + 2 * PAGE_BYTES, empty + 40 * ROW_BYTES) and verify(folder).whole
+
+
+def bytes_on_disk(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.iterdir())
 
 
 def of_version_1(folder: Path) -> Path:
