@@ -91,11 +91,13 @@ def passing_folder(inside: Path) -> Iterator[Path]:
         folder = Path(tempfile.mkdtemp(prefix="kv-", dir=inside))
     except OSError as error:
         raise MemoryBankError(f"memory folder {inside} cannot be used: {error.strerror}; choose another folder") from error
-    yield folder
-    if folder.exists():
-        shutil.rmtree(folder)
-    if made and inside.is_dir() and not any(inside.iterdir()):
-        inside.rmdir()
+    try:
+        yield folder
+    finally:
+        if folder.exists():
+            shutil.rmtree(folder)
+        if made and inside.is_dir() and not any(inside.iterdir()):
+            inside.rmdir()
 
 
 @contextmanager
