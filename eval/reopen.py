@@ -7,7 +7,6 @@ are opened as sessions, by turns. KV has one token per chunk: the time to open d
 from __future__ import annotations
 
 import argparse
-import shutil
 import tempfile
 import time
 from dataclasses import replace
@@ -22,6 +21,7 @@ from eval.report import hardware_words, table, write_json
 from eval.scoring import median
 from memory import open_memory
 from memory.codecs.native import Native
+from memory.files import passing_folder
 from memory.layout import PackedChunk, checksum, pack, unpack
 from memory.segment_file import read_block, write_segment
 from memory.stored import Pending
@@ -53,15 +53,12 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     """Write, open, measure, print; returns the result as JSON-ready values."""
     config = chosen_settings(args)
     adapter = chosen_model(args).load(config.gpu_bytes)
-    place = Path(tempfile.mkdtemp(prefix="vstream-reopen-", dir=args.folder))
-    try:
+    with passing_folder(args.folder or Path(tempfile.gettempdir())) as place:
         rows = [write(place / f"{hours:g}h", adapter, config, hours) for hours in args.hours]
         for _ in range(args.repeats + 1):
             for row in rows:
                 measure(place / f"{row['hours']:g}h", adapter, config, row)
         result = {"reopen": [summed(row) for row in rows], "checksums": checksums(adapter, place)}
-    finally:
-        shutil.rmtree(place)
     print_result(result)
     write_json(args.json, "reopen", result)
     return result

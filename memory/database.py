@@ -28,6 +28,7 @@ class Database:
         with self._said():
             self._reads = self._connected(read_only=not write)
             self._writes = self._connected(read_only=False) if write else None
+        self._file = self._there()
 
     @property
     def rebuild(self) -> str:
@@ -39,6 +40,12 @@ class Database:
         """One transaction: all of it, or nothing where an error comes out of the context."""
         if self._writes is None:
             raise MemoryBankError(f"the memory {self.folder} was opened for reading only")
+        if self._there() != self._file:
+            # SQLite would go on writing into a file that has no name any more.
+            raise MemoryBankError(
+                f"the manifest of {self.folder} was taken away while it was open, so nothing more is written to it;"
+                f" close it, then {self.rebuild}"
+            )
         with self._lock, self._said():
             self._writes.execute("BEGIN IMMEDIATE")
             try:
@@ -74,6 +81,14 @@ class Database:
         """All rows that a query finds."""
         with self._reading, self._said():
             return self._reads.execute(sql, values).fetchall()
+
+    def _there(self) -> tuple[int, int] | None:
+        """What the file's name stands for now; None for nothing."""
+        try:
+            found = self.path.stat()
+        except OSError:
+            return None
+        return (found.st_dev, found.st_ino)
 
     def _connected(self, read_only: bool) -> sqlite3.Connection:
         if not read_only:

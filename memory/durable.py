@@ -55,21 +55,20 @@ class DurableBank(MemoryBank):
             raise MemoryBankError(f"the memory {self.memory.folder} was opened for reading only")
         with self._lock:
             self._check_open()
-            if self.tier(chunk.chunk_id) is not None:
+            if self._is_there(chunk.chunk_id):
                 raise MemoryBankError(f"chunk {chunk.chunk_id} is already in the memory")
         # Outside of the lock: who reads must not wait for the disk.
         self.writer.put(chunk, record or bare_record(chunk))
         with self._lock:
             self._counts["num_put"] += 1
+            self._absent.discard(chunk.chunk_id)
             self._tiers.put(chunk)
             dropped, self._dropped = self._dropped, []
             unwritten, gone = self.writer.take_lost()
             # Given up by the writer or by the disk: gone, unless a cache has it still.
             lost = [i for i in [*unwritten, *gone] if i not in self._tiers.entries]
             for chunk_id in gone:
-                row = self.memory.manifest.row(chunk_id)
-                if row is not None:
-                    self.gaps = add_span(self.gaps, (row.start_seconds, row.end_seconds))
+                self._add_gap(chunk_id)
             return [*dropped, *lost]
 
     def prefetch(self, chunk_ids: Sequence[int]) -> None:
@@ -185,6 +184,17 @@ class DurableBank(MemoryBank):
     def _pending(self, chunk_id: int) -> ChunkKV | None:
         return self.writer.pending(chunk_id) if self.writer else None
 
+    def _is_there(self, chunk_id: int) -> bool:
+        """Whether a chunk is stored already, or waits to be. One of which only a damaged row is left, or about which the
+        manifest cannot be asked any more, is not: who goes on behind the last right one watches it anew."""
+        if chunk_id in self._tiers.entries or self._pending(chunk_id) is not None:
+            return True
+        try:
+            row = self.memory.manifest.row(chunk_id)
+        except MemoryBankError:
+            return False
+        return row is not None and row.segment is not None and chunk_id not in self._absent
+
     def _gather(self, chunk_ids: Sequence[int], take: Take = fresh) -> dict[int, Stored]:
         away = {i for i in chunk_ids if i not in self._tiers.entries and i not in self._absent and self._pending(i) is None}
         here = [i for i in chunk_ids if i not in away]
@@ -210,6 +220,10 @@ class DurableBank(MemoryBank):
         logger.warning("%s", words)
         self.damaged.append(chunk_id)
         self._absent.add(chunk_id)
+        self._add_gap(chunk_id)
+
+    def _add_gap(self, chunk_id: int) -> None:
+        """A stored chunk has no KV (any more)."""
         try:
             row = self.memory.manifest.row(chunk_id)
         except MemoryBankError:

@@ -63,6 +63,15 @@ def write_whole(path: Path, content: bytes | Iterable[bytes], fault: Fault = no_
         part.unlink(missing_ok=True)
 
 
+def copy_private(source: Path, target: Path) -> None:
+    """A durable copy as the new file `target`, its owner's from the first byte on. OSError if it cannot be written."""
+    handle = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, PRIVATE_FILE)
+    with os.fdopen(handle, "wb") as write, source.open("rb") as read:
+        shutil.copyfileobj(read, write)
+        write.flush()
+        os.fsync(write.fileno())
+
+
 def sync_folder(folder: Path) -> None:
     """Make renames and deletions in `folder` durable."""
     handle = os.open(folder, os.O_RDONLY)
@@ -82,11 +91,13 @@ def passing_folder(inside: Path) -> Iterator[Path]:
         folder = Path(tempfile.mkdtemp(prefix="kv-", dir=inside))
     except OSError as error:
         raise MemoryBankError(f"memory folder {inside} cannot be used: {error.strerror}; choose another folder") from error
-    yield folder
-    if folder.exists():
-        shutil.rmtree(folder)
-    if made and inside.is_dir() and not any(inside.iterdir()):
-        inside.rmdir()
+    try:
+        yield folder
+    finally:
+        if folder.exists():
+            shutil.rmtree(folder)
+        if made and inside.is_dir() and not any(inside.iterdir()):
+            inside.rmdir()
 
 
 @contextmanager
@@ -107,6 +118,10 @@ def locked(path: Path) -> Iterator[None]:
         except BlockingIOError as error:
             raise MemoryBankError(
                 f"the memory {path.parent} is being written by somebody else; wait for it to close, or read it as memory:DIR"
+            ) from error
+        except OSError as error:
+            raise MemoryBankError(
+                f"memory folder {path.parent} cannot be locked: {error.strerror}; choose a folder on another file system"
             ) from error
         yield
     finally:

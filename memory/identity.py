@@ -10,8 +10,10 @@ from typing import Any
 from data.errors import MemoryBankError
 from model_adapters.base import ModelInfo
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Of the folder as a whole. A newer one is refused; older ones are migrated, see `memory.migrations`."""
+READABLE_VERSIONS = (1,)
+"""Older ones that are read as they are, such as in a folder that cannot be written."""
 
 
 @dataclass(frozen=True)

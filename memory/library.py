@@ -5,32 +5,29 @@ from __future__ import annotations
 import base64
 import json
 import os
-import shutil
+import re
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TextIO
 
 from data.errors import MemoryBankError
-from memory.files import PRIVATE_FILE, locked, make_private
-from memory.identity import Identity
-from memory.manifest import MANIFEST
-from memory.opening import LOCK, NEW_MANIFEST, is_memory, is_torn, open_memory
+from memory.files import PRIVATE_FILE, copy_private, locked, make_private, sync_folder
+from memory.identity import FORMAT_VERSION, Identity
+from memory.manifest import MANIFEST, Manifest
+from memory.opening import LOCK, NEW_MANIFEST, OLD_MANIFEST, is_memory, is_torn, open_memory
 from memory.reference import REFERENCE
 from memory.rows import Gap, Sitting
-from memory.segment_file import segment_path
+from memory.segment_file import SEGMENT_NAME, segment_path
 from memory.stored import StoredMemory
 
 PIN = "pinned"
 """A memory with this file in it never gives way to others."""
-OWN_FILES = (LOCK, PIN, REFERENCE, "reference.part", MANIFEST, f"{MANIFEST}-wal", f"{MANIFEST}-shm")
-OWN_PATTERNS = (
-    "segment-*.safetensors",
-    "segment-*.part",
-    "vectors-*.f32",
-    "vectors-*.part",
-    f"{NEW_MANIFEST}*",
-    "manifest.old*",
+OWN_NAMES = re.compile(
+    rf"{LOCK}|{PIN}|{REFERENCE}|(reference|{PIN})\.part|({MANIFEST}|{NEW_MANIFEST}|{OLD_MANIFEST})(-wal|-shm|-journal)?"
+    r"|segment-\d{8,}\.(safetensors|part)|vectors-\d{4,}\.(f32|part)"
 )
 
 
@@ -86,7 +83,7 @@ def memories(folder: Path) -> list[Path]:
 
 
 def own_files(folder: Path) -> list[Path]:
-    """The files of a memory, by name; not what somebody else has put beside them."""
+    """The files of a memory, by name; not what somebody else has put beside them, be it called alike."""
     return sorted(path for path in folder.iterdir() if _is_own(path))
 
 
@@ -119,11 +116,15 @@ def describe(folder: Path) -> Description:
 
 
 def verify(folder: Path) -> Verdict:
-    """Read everything and check it. MemoryBankError if the memory cannot be opened at all."""
+    """Read everything and check it; one of an older format is brought to this one first. MemoryBankError if the memory cannot
+    be opened at all."""
+    bring_up(folder)
     memory = open_memory(folder)
     try:
         verdict = Verdict()
         verdict.problems += memory.manifest.check()
+        if num_entries := memory.manifest.num_damaged_entries():
+            verdict.problems.append(f"{num_entries} entries about gaps, or what was watched when, are damaged and left out")
         named = [segment_path(folder, number).name for number in memory.segments]
         verdict.missing = [name for name in named if not (folder / name).exists()]
         verdict.foreign = sorted(p.name for p in folder.iterdir() if not _is_own(p))
@@ -145,8 +146,22 @@ def verify(folder: Path) -> Verdict:
         memory.close()
 
 
+def bring_up(folder: Path) -> None:
+    """Make a memory of an older format one of this format, where it can be written. MemoryBankError as `open_memory`."""
+    if not is_memory(folder) or not os.access(folder, os.W_OK):
+        return
+    manifest = Manifest(folder, write=False)
+    try:
+        version = manifest.number("format_version")
+    finally:
+        manifest.close()
+    if version < FORMAT_VERSION:
+        open_memory(folder, write=True).close()
+
+
 def export_table(folder: Path, out: Path) -> int:
-    """Times, tokens, drop ratios and thumbnails as JSON lines. Returns the number of chunks."""
+    """Times, tokens, drop ratios and thumbnails as JSON lines, in a private file. Returns the number of chunks."""
+    _check_outside(folder, out)
     memory = open_memory(folder)
     try:
         num = 0
@@ -182,23 +197,27 @@ def export_table(folder: Path, out: Path) -> int:
 
 def export_copy(folder: Path, out: Path) -> int:
     """A copy of the memory as it is between two commits, private too. Returns its size in bytes. MemoryBankError if it is being
-    written, or `out` is not new or empty."""
+    written, or `out` is not new or empty; nothing of a copy that fails is left."""
+    _check_outside(folder, out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise MemoryBankError(f"{out} is not empty; choose a new folder")
-    memory = open_memory(folder, write=True)
-    memory.close()
+    # One that cannot be written needs no mending, and nobody else writes it.
+    is_writable = os.access(folder, os.W_OK)
+    open_memory(folder, write=is_writable).close()
     make_private(out)
     try:
-        with locked(folder / LOCK):
+        with locked(folder / LOCK) if is_writable else nullcontext():
             for path in own_files(folder):
-                # The manifest last: what it names is there then.
                 if path.name not in (LOCK, MANIFEST):
-                    shutil.copyfile(path, out / path.name)
-                    (out / path.name).chmod(PRIVATE_FILE)
-            shutil.copyfile(folder / MANIFEST, out / MANIFEST)
-            (out / MANIFEST).chmod(PRIVATE_FILE)
+                    copy_private(path, out / path.name)
+            # The manifest last, and under its name when it is whole: what it names is there then.
+            copy_private(folder / MANIFEST, out / NEW_MANIFEST)
+            (out / NEW_MANIFEST).rename(out / MANIFEST)
+            sync_folder(out)
     except OSError as error:
-        raise MemoryBankError(f"{out} cannot be written: {error.strerror}; choose another folder") from error
+        for path in own_files(out):
+            path.unlink()
+        raise MemoryBankError(f"{folder} cannot be copied to {out}: {error.strerror}; choose another folder") from error
     return sum(path.stat().st_size for path in out.iterdir())
 
 
@@ -206,18 +225,25 @@ def delete(folder: Path) -> list[str]:
     """Delete a memory. Returns the names of foreign files, which stay. MemoryBankError if it is being written."""
     if not is_memory(folder) and not is_torn(folder):
         raise MemoryBankError(f"{folder} holds no memory; nothing was deleted")
-    with locked(folder / LOCK):
-        # The manifest first: a deletion that is interrupted leaves no memory that names what is gone.
-        own = sorted(own_files(folder), key=lambda path: path.name != MANIFEST)
-        try:
-            for path in own:
+    try:
+        with locked(folder / LOCK):
+            for path in sorted(own_files(folder), key=_turn):
                 path.unlink(missing_ok=True)
-        except OSError as error:
-            raise MemoryBankError(f"{folder} cannot be deleted: {error.strerror}") from error
-    foreign = sorted(path.name for path in folder.iterdir())
-    if not foreign:
-        folder.rmdir()
+            sync_folder(folder)
+        foreign = sorted(path.name for path in folder.iterdir())
+        if not foreign:
+            folder.resolve().rmdir()
+            if folder.is_symlink():
+                folder.unlink()
+    except OSError as error:
+        raise MemoryBankError(f"{folder} cannot be deleted: {error.strerror}; delete what is left of it by hand") from error
     return foreign
+
+
+def _turn(path: Path) -> int:
+    """When a file is deleted. The manifest first: a deletion that is interrupted leaves no memory that names what is gone. The
+    segments last but for the lock: as long as there are some it can be deleted again, and then nothing is left of it."""
+    return 0 if path.name == MANIFEST else 3 if path.name == LOCK else 2 if SEGMENT_NAME.fullmatch(path.name) else 1
 
 
 def delete_if_empty(folder: Path) -> bool:
@@ -245,11 +271,23 @@ def _wrong(memory: StoredMemory, chunk_id: int) -> str | None:
 
 
 def _is_own(path: Path) -> bool:
-    return path.name in OWN_FILES or any(path.match(pattern) for pattern in OWN_PATTERNS)
+    return OWN_NAMES.fullmatch(path.name) is not None and not path.is_dir()
 
 
-def _private(out: Path) -> TextIO:
+def _check_outside(folder: Path, out: Path) -> None:
+    """MemoryBankError if `out` would lie in the memory, where forgetting does not reach it."""
+    if folder.resolve() in out.resolve().parents:
+        raise MemoryBankError(f"{out} would lie in the memory itself; choose a place outside of {folder}")
+
+
+@contextmanager
+def _private(out: Path) -> Iterator[TextIO]:
+    """A text file of its owner's own, also where one with other permissions was there. MemoryBankError if it cannot be
+    written."""
     try:
-        return os.fdopen(os.open(out, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, PRIVATE_FILE), "w")
+        with os.fdopen(os.open(out, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, PRIVATE_FILE), "w") as file:
+            if out.is_file():
+                os.fchmod(file.fileno(), PRIVATE_FILE)
+            yield file
     except OSError as error:
         raise MemoryBankError(f"{out} cannot be written: {error.strerror}; choose another file") from error

@@ -10,21 +10,24 @@ import os
 import sqlite3
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import astuple
 from pathlib import Path
 
 import numpy as np
 from zlib_ng.zlib_ng import crc32
 
 from data.errors import MemoryBankError
-from memory.database import Database
 from memory.files import PRIVATE_FILE
-from memory.identity import FORMAT_VERSION, Identity
+from memory.history import History
+from memory.identity import FORMAT_VERSION, READABLE_VERSIONS, Identity
 from memory.migrations import MIGRATIONS, Migration, path_of
-from memory.rows import CHUNK_COLUMNS, PICTURE_COLUMNS, ROW_COLUMNS, ChunkRow, Gap, Sitting, TimelineMoment
+from memory.rows import CHUNK_COLUMNS, PICTURE_COLUMNS, ROW_COLUMNS, ChunkRow, TimelineMoment
 from memory.segment_file import Place
 
 MANIFEST = "manifest.sqlite"
+LOGS = ("-wal", "-shm")
+"""What SQLite keeps beside a manifest while it is open, or where its writer was killed, by the end of its name."""
+MOST_DAMAGED = 64
+"""Rows that are looked at for the newest one that is as it was written."""
 SCHEMA = f"""
 CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL, crc32 INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE segments (segment INTEGER PRIMARY KEY, num_bytes INTEGER NOT NULL, merged INTEGER NOT NULL);
@@ -36,14 +39,15 @@ CREATE VIEW whole_rows AS SELECT {", ".join(ROW_COLUMNS)} FROM chunks LEFT JOIN 
 CREATE INDEX chunks_of_segment ON chunks (segment);
 CREATE INDEX chunks_with_kv ON chunks (chunk_id) WHERE segment NOT NULL;
 CREATE INDEX chunks_by_time ON chunks (last_pts_seconds);
-CREATE TABLE gaps (start_seconds REAL, end_seconds REAL, reason TEXT, pause_seconds REAL);
-CREATE TABLE sittings (start_seconds REAL, offset_seconds REAL, source TEXT, source_key TEXT, started_unix REAL);
+CREATE TABLE gaps (start_seconds REAL, end_seconds REAL, reason TEXT, pause_seconds REAL, crc32 INTEGER);
+CREATE TABLE sittings (
+  start_seconds REAL, offset_seconds REAL, source TEXT, source_key TEXT, started_unix REAL, crc32 INTEGER);
 CREATE TABLE unwanted (file TEXT PRIMARY KEY) WITHOUT ROWID;
 """
 """unwanted: files that are no longer named and are to be deleted, in case a crash comes in between."""
 
 
-class Manifest(Database):
+class Manifest(History):
     """One folder's manifest. Thread-safe. All errors are MemoryBankError, in one line."""
 
     def __init__(self, folder: Path, write: bool, name: str = MANIFEST) -> None:
@@ -64,7 +68,8 @@ class Manifest(Database):
         return manifest
 
     def migrate(self, migrations: Mapping[int, Migration] = MIGRATIONS, target: int = FORMAT_VERSION) -> None:
-        """Bring an older manifest to `target`. MemoryBankError for a newer one, or an older one without a way."""
+        """Bring an older manifest to `target`, unless it is opened for reading and can be read as it is. MemoryBankError for a
+        newer one, or an older one without a way."""
         version = self.number("format_version")
         if version == target:
             return
@@ -76,9 +81,11 @@ class Manifest(Database):
                 " open it with the program that wrote it"
             )
         if not self.write:
+            if version in READABLE_VERSIONS:
+                return
             raise MemoryBankError(
                 f"the memory {self.folder} has format version {version} and must be brought to {target} first;"
-                f" run python -m vstream memory verify {self.folder}"
+                f" run python -m vstream memory verify {self.folder}, which does that"
             )
         with self.changing() as db:
             for step in steps:
@@ -102,7 +109,7 @@ class Manifest(Database):
         db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?, ?)", (name, str(value), _crc32(name, str(value))))
 
     def add_segment(self, db: sqlite3.Connection, segment: int, num_bytes: int, merged: int) -> None:
-        db.execute("INSERT INTO segments VALUES (?, ?, ?)", (segment, num_bytes, merged))
+        db.execute("INSERT OR REPLACE INTO segments VALUES (?, ?, ?)", (segment, num_bytes, merged))
         self.set_meta(db, "next_segment", segment + 1)
 
     def put_rows(self, db: sqlite3.Connection, rows: Sequence[ChunkRow], pictures: bool = True) -> None:
@@ -124,9 +131,17 @@ class Manifest(Database):
         self.set_meta(db, "vectors", file)
         self.set_meta(db, "num_vectors", num_vectors)
 
-    def unname_kv(self, db: sqlite3.Connection, segment: int) -> None:
-        """No row, not even a damaged one, points into a segment any more."""
-        db.execute("UPDATE chunks SET segment = NULL WHERE segment = ?", (segment,))
+    def unname_kv(self, db: sqlite3.Connection, segments: Collection[int]) -> None:
+        """No row, not even a damaged one, points into these segments any more."""
+        db.executemany("UPDATE chunks SET segment = NULL WHERE segment = ?", [(segment,) for segment in segments])
+
+    def set_sizes(self, sizes: Mapping[int, int]) -> None:
+        """Segments take up other numbers of bytes than was said. Those that take up none, and that no chunk needs, go."""
+        with self.changing() as db:
+            changed = [(num_bytes, segment) for segment, num_bytes in sizes.items()]
+            db.executemany("UPDATE segments SET num_bytes = ? WHERE segment = ?", changed)
+            needed = "SELECT 1 FROM chunks WHERE chunks.segment = segments.segment"
+            db.execute(f"DELETE FROM segments WHERE num_bytes = 0 AND NOT EXISTS ({needed})")
 
     def remove_oldest_without_kv(self, db: sqlite3.Connection, num: int) -> None:
         oldest = "SELECT chunk_id FROM chunks WHERE segment IS NULL ORDER BY chunk_id LIMIT ?"
@@ -138,12 +153,6 @@ class Manifest(Database):
 
     def add_unwanted(self, db: sqlite3.Connection, files: Collection[str]) -> None:
         db.executemany("INSERT OR IGNORE INTO unwanted VALUES (?)", [(file,) for file in files])
-
-    def add_gaps(self, db: sqlite3.Connection, gaps: Sequence[Gap]) -> None:
-        db.executemany("INSERT INTO gaps VALUES (?, ?, ?, ?)", [astuple(gap) for gap in gaps])
-
-    def add_sitting(self, db: sqlite3.Connection, sitting: Sitting) -> None:
-        db.execute("INSERT INTO sittings VALUES (?, ?, ?, ?, ?)", astuple(sitting))
 
     def row(self, chunk_id: int) -> ChunkRow | None:
         """One chunk's row. MemoryBankError if it is not as it was written."""
@@ -164,14 +173,14 @@ class Manifest(Database):
 
     def newest(self, until_pts_seconds: float, window_seconds: float) -> list[ChunkRow | MemoryBankError]:
         """The rows of the chunks whose last frame came by a time, back to one window before the newest."""
-        found = self.query(
-            "SELECT last_pts_seconds FROM chunks WHERE last_pts_seconds <= ? ORDER BY last_pts_seconds DESC LIMIT 1",
-            (until_pts_seconds,),
-        )
-        if not found:
+        by_time = "WHERE last_pts_seconds <= ? ORDER BY last_pts_seconds DESC LIMIT ?"
+        # A damaged row may claim any time: then those behind it are asked.
+        found = (row for num in (1, MOST_DAMAGED) for row in self.rows(by_time, (until_pts_seconds, num)))
+        last = next((row.last_pts_seconds for row in found if isinstance(row, ChunkRow)), None)
+        if last is None:
             return []
         # A chunk that starts in the window has its last frame there, too.
-        span = (found[0][0] - window_seconds - 1e-3, until_pts_seconds)
+        span = (last - window_seconds - 1e-3, until_pts_seconds)
         where = "WHERE last_pts_seconds BETWEEN ? AND ? ORDER BY last_pts_seconds DESC"
         return list(self.rows(where, span))
 
@@ -228,25 +237,16 @@ class Manifest(Database):
         """How many chunks there are, also without KV."""
         return int(self.query("SELECT count(*) FROM chunks")[0][0])
 
-    def gaps(self) -> list[Gap]:
-        return [Gap(*row) for row in self.query("SELECT * FROM gaps ORDER BY start_seconds")]
-
-    def last_sitting(self) -> Sitting | None:
-        found = self.query("SELECT * FROM sittings ORDER BY rowid DESC LIMIT 1")
-        return Sitting(*found[0]) if found else None
-
     def last_stored_unix(self) -> float:
         """Wall-clock time at which the last chunk was stored; 0 if there is none."""
         found = self.query("SELECT stored_unix FROM chunks ORDER BY chunk_id DESC LIMIT 1")
         return float(found[0][0]) if found else 0.0
 
-    def sittings(self) -> list[Sitting]:
-        return [Sitting(*row) for row in self.query("SELECT * FROM sittings ORDER BY start_seconds")]
-
     def segments(self) -> dict[int, tuple[int, int]]:
         """(num_bytes, merged) of every segment by its number. merged: 0 as committed, else 1 + how often its chunks were
-        thinned."""
-        return {number: (num, int(merged)) for number, num, merged in self.query("SELECT * FROM segments ORDER BY segment")}
+        thinned. What damage has left without numbers is left out."""
+        found = self.query("SELECT * FROM segments ORDER BY segment")
+        return {row[0]: (row[1], row[2]) for row in found if all(isinstance(value, int) for value in row)}
 
     def segments_by_age(self) -> list[int]:
         """The segments that hold chunks, that of the oldest chunk first."""

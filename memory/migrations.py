@@ -5,10 +5,12 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Callable, Mapping
 
+from memory.history import add_checksums
+
 Migration = Callable[[sqlite3.Connection], None]
 """Changes tables inside of a transaction that the caller opens and commits."""
 
-MIGRATIONS: Mapping[int, Migration] = {}
+MIGRATIONS: Mapping[int, Migration] = {1: add_checksums}
 """By the version that a migration starts from; it leads to the next one. Version 1 is the first there is."""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -11,9 +12,9 @@ from data.errors import ConfigError, MemoryBankError
 from memory.database import REBUILD
 from memory.files import Fault, locked, make_private, no_fault, sync_folder, write_whole
 from memory.identity import FORMAT_VERSION, Identity
-from memory.manifest import MANIFEST, Manifest
+from memory.manifest import LOGS, MANIFEST, Manifest
 from memory.migrations import MIGRATIONS, Migration
-from memory.segment_file import segment_path
+from memory.segment_file import segment_path, segments_in
 from memory.stored import SEGMENT_BYTES, StoredMemory
 from memory.thinning import Thinning
 from memory.upkeep import delete_unwanted, finish_forgetting
@@ -76,7 +77,8 @@ def open_memory(
             fault=fault,
         )
         if write:
-            _mend(memory)
+            with memory.said():
+                _mend(memory)
         memory.closing = lock.pop_all()
     return memory
 
@@ -88,7 +90,8 @@ def is_memory(folder: Path) -> bool:
 
 def is_torn(folder: Path) -> bool:
     """Whether a folder holds what is left of a memory without its manifest."""
-    return not is_memory(folder) and any(folder.glob("segment-*.safetensors"))
+    there = folder.is_dir() and os.access(folder, os.R_OK | os.X_OK)
+    return there and not is_memory(folder) and bool(segments_in(folder))
 
 
 def _check_there(folder: Path) -> None:
@@ -114,7 +117,7 @@ def _check_empty(folder: Path) -> None:
         raise MemoryBankError(f"memory folder {folder} is a file; choose another folder")
     left = (LOCK, FIRST_VECTORS, Path(FIRST_VECTORS).with_suffix(".part").name)
     foreign = [p.name for p in folder.iterdir() if p.name not in left and not p.name.startswith(NEW_MANIFEST)]
-    if any(name.startswith("segment-") for name in foreign):
+    if is_torn(folder):
         _check_there(folder)
     if foreign:
         raise MemoryBankError(f"{folder} holds other files ({sorted(foreign)[0]}) and no memory; choose a new or empty folder")
@@ -130,6 +133,9 @@ def _create(folder: Path, identity: Identity, fault: Fault) -> None:
         fault("manifest.made")
         (folder / NEW_MANIFEST).rename(folder / MANIFEST)
         sync_folder(folder)
+        # The folder may be as new as what is in it.
+        if os.access(folder.absolute().parent, os.R_OK):
+            sync_folder(folder.absolute().parent)
         fault("manifest.renamed")
     except OSError as error:
         raise MemoryBankError(
@@ -139,6 +145,10 @@ def _create(folder: Path, identity: Identity, fault: Fault) -> None:
 
 def _mend(memory: StoredMemory) -> None:
     """Drop what a crash left behind the last commit. Its names are known, so nothing has to be searched."""
+    for leftover in [memory.folder / f"{name}{log}" for name in (NEW_MANIFEST, OLD_MANIFEST) for log in ("", *LOGS)]:
+        # Of a rebuilding that was interrupted when it was all but done: what is forgotten must not stay in it.
+        leftover.unlink(missing_ok=True)
+    _settle_sizes(memory)
     torn = memory.vectors.cut()
     number = memory.manifest.number("next_segment")
     while num := _removed(segment_path(memory.folder, number)):
@@ -154,6 +164,23 @@ def _mend(memory: StoredMemory) -> None:
         delete_unwanted(memory)
     for notice in memory.notices:
         logger.warning("%s: %s", memory.folder, notice)
+
+
+def _settle_sizes(memory: StoredMemory) -> None:
+    """Believe the files, not the manifest, of how large they are: a flipped bit would make the quota take what is good."""
+    there = {number: _size_of(segment_path(memory.folder, number)) for number in memory.segments}
+    wrong = {number: size for number, size in there.items() if size != memory.segments[number][0]}
+    if not wrong:
+        return
+    memory.manifest.set_sizes(wrong)
+    memory.segments = memory.manifest.segments()
+    names = ", ".join(segment_path(memory.folder, number).name for number in sorted(wrong)[:3])
+    memory.notices.append(f"{len(wrong)} segments are gone or not as long as they were ({names}); what is good in them stays")
+
+
+def _size_of(path: Path) -> int:
+    """Bytes of a file; 0 where there is none."""
+    return path.stat().st_size if path.exists() else 0
 
 
 def _removed(path: Path) -> int:

@@ -25,12 +25,12 @@ from memory.files import locked, make_private, sync_folder
 from memory.identity import FORMAT_VERSION, Identity
 from memory.labels import Origin, RowLabel, origin_of, row_of
 from memory.layout import Packet, unpack
-from memory.manifest import MANIFEST, Manifest
+from memory.manifest import LOGS, MANIFEST, Manifest
 from memory.opening import LOCK, NEW_MANIFEST, OLD_MANIFEST, is_memory, is_torn
 from memory.records import mask_from_bytes, mask_to_bytes
 from memory.rows import ChunkRow, Gap, Sitting
-from memory.segment_file import Contents, read_block, read_contents, segment_path
-from memory.vectors import Summaries, VectorFile, generation_of
+from memory.segment_file import Contents, read_block, read_contents, segment_path, segments_in
+from memory.vectors import Summaries, VectorFile, generation_of, vectors_in
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +62,7 @@ class _Salvaged:
     sittings: list[Sitting] | None = None
     unwanted: set[str] = field(default_factory=set)
     named: set[int] = field(default_factory=set)
+    num_damaged_entries: int = 0
 
 
 def rebuild(folder: Path) -> Rebuilt:
@@ -73,6 +74,7 @@ def rebuild(folder: Path) -> Rebuilt:
         raise MemoryBankError(f"{folder} holds no memory and no segments of one; there is nothing to rebuild")
     make_private(folder)
     with locked(folder / LOCK):
+        _settle_logs(folder)
         segments, lost = _segments(folder)
         found = Rebuilt(lost=lost)
         old = _salvage(folder, [i for contents, _ in segments.values() for i in contents.places])
@@ -95,10 +97,24 @@ def rebuild(folder: Path) -> Rebuilt:
     return found
 
 
+def _settle_logs(folder: Path) -> None:
+    """A log beside another manifest would be taken for that one's. So what an interrupted rebuilding left goes where it
+    belongs, and the log of a manifest that is gone goes, too."""
+    if is_memory(folder):
+        for leftover in folder.glob(f"{OLD_MANIFEST}*"):
+            leftover.unlink()
+        return
+    for log in LOGS:
+        stray = folder / f"{MANIFEST}{log}"
+        if stray.exists() and (folder / OLD_MANIFEST).exists():
+            stray.rename(folder / f"{OLD_MANIFEST}{log}")
+        stray.unlink(missing_ok=True)
+
+
 def _segments(folder: Path) -> tuple[dict[int, tuple[Contents, Origin | None]], list[str]]:
     """The segments that are there by number, and what is wrong with the others."""
     found, lost = {}, []
-    for path in sorted(folder.glob("segment-*.safetensors")):
+    for number, path in segments_in(folder).items():
         try:
             contents = read_contents(path)
         except MemoryBankError as error:
@@ -110,7 +126,7 @@ def _segments(folder: Path) -> tuple[dict[int, tuple[Contents, Origin | None]], 
                 f"{path} has format version {origin.format_version}, which is newer than this program's ({FORMAT_VERSION});"
                 " rebuild it with the program that wrote it"
             )
-        found[int(path.stem.partition("-")[2])] = (contents, origin)
+        found[number] = (contents, origin)
     return found, lost
 
 
@@ -147,6 +163,7 @@ def _salvage(folder: Path, chunk_ids: Sequence[int]) -> _Salvaged:
         found.rows = {row.chunk_id: row for row in rows if isinstance(row, ChunkRow)}
         if _read(manifest.check) == []:
             found.gaps, found.sittings = _read(manifest.gaps), _read(manifest.sittings)
+            found.num_damaged_entries = _read(manifest.num_damaged_entries) or 0
             found.named = set(_read(manifest.segments) or {})
         found.unwanted = set(_read(manifest.unwanted) or [])
     finally:
@@ -167,8 +184,8 @@ def _write(
 ) -> None:
     for leftover in folder.glob(f"{NEW_MANIFEST}*"):
         leftover.unlink()
-    generation = max((generation_of(path) for path in folder.glob("vectors-*.f32")), default=-1) + 1
-    stale = list(folder.glob("vectors-*.f32"))
+    stale = vectors_in(folder)
+    generation = generation_of(stale[-1]) + 1 if stale else 0
     model = identity.model
     width = model["num_kv_heads"] * model["head_dim"]
     vectors = VectorFile(folder / f"vectors-{generation:04d}.f32", model["num_layers"], width, 0)
@@ -183,6 +200,8 @@ def _write(
     gaps = old.gaps if old.gaps is not None else _unexplained([*rows.values(), *without.values()])
     if old.sittings is None:
         found.lost.append("which source was watched when is lost, and why nothing was watched or kept in between")
+    if old.num_damaged_entries:
+        found.lost.append(f"{old.num_damaged_entries} entries about gaps or about what was watched when")
     manifest = Manifest.create(folder, identity, vectors.path.name, NEW_MANIFEST)
     with manifest.changing() as db:
         for number, (contents, origin) in segments.items():
@@ -196,7 +215,7 @@ def _write(
     manifest.close()
     # The old one goes with its log: a log beside another manifest would be taken for that one's.
     if (folder / MANIFEST).exists():
-        for suffix in ("", "-wal", "-shm"):
+        for suffix in ("", *LOGS):
             with suppress(FileNotFoundError):
                 (folder / f"{MANIFEST}{suffix}").rename(folder / f"{OLD_MANIFEST}{suffix}")
     (folder / NEW_MANIFEST).rename(folder / MANIFEST)

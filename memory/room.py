@@ -15,14 +15,13 @@ from pathlib import Path
 from data.errors import MemoryBankError
 from memory.files import make_private, write_whole
 from memory.library import PIN, delete, memories, own_files
-from memory.manifest import MANIFEST
+from memory.manifest import LOGS
 from memory.opening import open_memory
 from memory.thinning import Thinning
 from memory.upkeep import keep_quota
 
 logger = logging.getLogger(__name__)
 
-LOGS = (f"{MANIFEST}-wal", f"{MANIFEST}-shm")
 SLACK = 0.05
 """When room is made, this share more is made at once, not a little for every chunk …"""
 MAX_SLACK_BYTES = 256 * 2**20
@@ -58,7 +57,7 @@ def bytes_of(folder: Path) -> int:
     with suppress(FileNotFoundError):  # The whole memory was deleted meanwhile.
         for path in own_files(folder):
             with suppress(FileNotFoundError):  # Merged or thinned away meanwhile.
-                total += 0 if path.name in LOGS else path.stat().st_size
+                total += 0 if path.name.endswith(LOGS) else path.stat().st_size
     return total
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import astuple, dataclass, fields
+from dataclasses import astuple, dataclass, fields, replace
 from typing import NamedTuple, overload
 
+import torch
 from zlib_ng.zlib_ng import crc32
 
 from data.errors import MemoryBankError
@@ -58,6 +59,12 @@ class ChunkRow:
             stored_unix,
         )
 
+    @classmethod
+    def without_kv(cls, record: ChunkRecord, stored_unix: float) -> ChunkRow:
+        """Of a chunk of which only time, drop ratio, mask and picture are kept."""
+        nothing = PackedChunk("", torch.zeros(0, dtype=torch.uint8), 0)
+        return replace(cls.of(record, 0, Place(0, 0), nothing, stored_unix), segment=None)
+
     @property
     def place(self) -> Place:
         return Place(self.offset, self.num_bytes)
@@ -90,9 +97,9 @@ class ChunkRow:
     @classmethod
     def from_columns(cls, values: tuple) -> ChunkRow:
         """MemoryBankError if the row is not as it was written."""
-        row = cls(*values[:-1])
-        if not row._is_typed() or row.checksum != values[-1]:
-            raise MemoryBankError(f"the manifest's row of chunk {row.chunk_id!r} is damaged; the chunk is left out")
+        row = cls(*values[:-1]) if len(values) == len(ROW_COLUMNS) else None
+        if row is None or not row._is_typed() or row.checksum != values[-1]:
+            raise MemoryBankError(f"the manifest's row of chunk {values[0]!r} is damaged; the chunk is left out")
         return row
 
     def _is_typed(self) -> bool:

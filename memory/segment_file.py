@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from memory.files import Fault, no_fault, write_whole
 from memory.layout import PackedChunk
 from memory.reading import Take, fresh
 
+SEGMENT_NAME = re.compile(r"segment-\d{8,}\.safetensors")
 LENGTH_BYTES = 8
 """A safetensors file begins with the length of its header, little-endian."""
 MAX_BLOCKS_PER_READ = 512
@@ -36,6 +38,12 @@ class Place:
 
 def segment_path(folder: Path, number: int) -> Path:
     return folder / f"segment-{number:08d}.safetensors"
+
+
+def segments_in(folder: Path) -> dict[int, Path]:
+    """The segments that are there, by number. Files that are only called alike, such as copies, are none."""
+    found = [path for path in folder.iterdir() if SEGMENT_NAME.fullmatch(path.name) and path.is_file()]
+    return {int(path.stem.partition("-")[2]): path for path in sorted(found)}
 
 
 def write_segment(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,6 +46,15 @@ class Pending:
 
     chunk: ChunkKV
     record: ChunkRecord
+
+
+@dataclass(frozen=True)
+class Written:
+    """A segment that is there but not named yet, and the rows of its chunks."""
+
+    number: int
+    num_bytes: int
+    rows: list[ChunkRow]
 
 
 class StoredMemory:
@@ -103,28 +112,41 @@ class StoredMemory:
         return len(self.segments)
 
     def step_of(self, segment: int) -> int:
-        """How often the chunks of a segment have been thinned; 0 is whole."""
-        return max(0, self.segments[segment][1] - 1)
+        """How often the chunks of a segment have been thinned. 0 is whole, or not known: a damaged manifest may name what is
+        not there."""
+        return max(0, self.segments.get(segment, (0, 0))[1] - 1)
+
+    def bytes_of(self, segments: Sequence[int]) -> np.ndarray:
+        """int64: bytes of segments; 0 for one that is not known."""
+        return np.array([self.segments.get(number, (0, 0))[0] for number in segments], dtype=np.int64)
 
     def commit(self, batch: Sequence[Pending], gaps: Sequence[Gap] = ()) -> None:
-        """Make chunks durable, all or none of them."""
+        """Make chunks durable, all or none of them; of those that the quota has no room for, without their KV."""
         packed = {one.chunk.chunk_id: pack(self.encoded(one.chunk)) for one in batch}
         with self.lock, self.said():
-            num_bytes = sum(p.data.numel() + len(p.layout) for p in packed.values()) + self.vectors.bytes_of(len(batch))
-            keep_quota(self, num_bytes + sum(one.record.keep.size + len(one.record.thumbnail) + ROW_BYTES for one in batch))
-            self.vectors.append(Summaries.of([one.chunk for one in batch]), self.fault)
-            number, num_bytes, rows = self._written(packed, {one.chunk.chunk_id: one.record for one in batch})
-            num_vectors = self.vectors.num_records + len(batch)
+            keep_quota(self, self._bytes_for(batch, packed))
+            kept, gone = self._fitting(batch, packed)
+            written = None
+            if kept:
+                self.vectors.append(Summaries.of([one.chunk for one in kept]), self.fault)
+                written = self._written({one.chunk.chunk_id: packed[one.chunk.chunk_id] for one in kept}, kept)
+            num_vectors = self.vectors.num_records + len(kept)
             with self.manifest.changing() as db:
                 self.fault("rows.begun")
-                self.manifest.add_segment(db, number, num_bytes, merged=0)
-                self.manifest.put_rows(db, rows)
+                if written:
+                    self.manifest.add_segment(db, written.number, written.num_bytes, merged=0)
+                    self.manifest.put_rows(db, written.rows)
+                self.manifest.put_rows(db, [ChunkRow.without_kv(one.record, time.time()) for one in gone])
                 self.manifest.add_gaps(db, gaps)
+                self.manifest.add_gaps(db, [Gap(o.record.start_seconds, o.record.end_seconds, "dropped") for o in gone])
                 self.manifest.set_meta(db, "num_vectors", num_vectors)
                 self.fault("rows.written")
             self.fault("rows.committed")
             self.vectors.num_records = num_vectors
-            self.segments[number] = (num_bytes, 0)
+            if written:
+                self.segments[written.number] = (written.num_bytes, 0)
+            if gone:
+                self.on_drop([one.chunk.chunk_id for one in gone])
 
     def get(self, chunk_id: int) -> ChunkKV:
         """One chunk on the CPU, verified. KeyError if its KV is not stored, MemoryBankError if it is damaged."""
@@ -203,13 +225,29 @@ class StoredMemory:
             logger.warning("%s; it is kept as it is", error)
             return Native().encode(chunk)
 
-    def _written(self, packed: dict[int, PackedChunk], records: dict[int, ChunkRecord]) -> tuple[int, int, list[ChunkRow]]:
+    def _bytes_for(self, batch: Sequence[Pending], packed: Mapping[int, PackedChunk]) -> int:
+        """What these chunks take up, about, in all files."""
+        pictures = sum(one.record.keep.size + len(one.record.thumbnail) + ROW_BYTES for one in batch)
+        own = [packed[one.chunk.chunk_id] for one in batch]
+        return pictures + sum(p.data.numel() + len(p.layout) for p in own) + self.vectors.bytes_of(len(batch))
+
+    def _fitting(
+        self, batch: Sequence[Pending], packed: Mapping[int, PackedChunk]
+    ) -> tuple[Sequence[Pending], Sequence[Pending]]:
+        """The newest chunks for which the quota has room now that nothing else may give way, and the older ones."""
+        num_gone = 0
+        while num_gone < len(batch) and self.num_bytes + self._bytes_for(batch[num_gone:], packed) > self.disk_bytes:
+            num_gone += 1
+        return batch[num_gone:], batch[:num_gone]
+
+    def _written(self, packed: dict[int, PackedChunk], batch: Sequence[Pending]) -> Written:
         number, now = self.manifest.number("next_segment"), time.time()
+        records: dict[int, ChunkRecord] = {one.chunk.chunk_id: one.record for one in batch}
         about = {i: RowLabel(r.last_pts_seconds, r.num_tokens, mask_to_bytes(r.keep), now) for i, r in records.items()}
         labels = labels_of(Origin(self.identity), about)
         num_bytes, places = write_segment(segment_path(self.folder, number), packed, self.fault, labels)
         rows = [ChunkRow.of(records[i], number, places[i], p, now) for i, p in packed.items()]
-        return number, num_bytes, rows
+        return Written(number, num_bytes, rows)
 
     def vectors_of(self, file: str, num_records: int) -> VectorFile:
         model = self.identity.model

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections import deque
 from collections.abc import Collection
-from itertools import islice
 
 from data.errors import MemoryBankError
 from memory.manifest import Manifest
@@ -24,15 +24,33 @@ class StoredRecords:
     def __init__(self, manifest: Manifest) -> None:
         self.manifest = manifest
         self._fresh: dict[int, ChunkRecord] = {}
+        self._unchecked: deque[int] = deque()
+        """The same by the turn in which the manifest is asked for them: what it never gets must not hold up the rest."""
         self._moments: list[tuple] = []
         """What the timeline has asked for before: fields of TimelineMoment."""
         self._asking = threading.Lock()
+        self._told = False
 
     def add(self, record: ChunkRecord) -> None:
-        for chunk_id in list(islice(self._fresh, NUM_CHECKED)):
-            if self.manifest.holds(chunk_id):
+        for _ in range(min(NUM_CHECKED, len(self._unchecked))):
+            chunk_id = self._unchecked.popleft()
+            if chunk_id in self._fresh and self._is_stored(chunk_id):
                 del self._fresh[chunk_id]
+            elif chunk_id in self._fresh:
+                self._unchecked.append(chunk_id)
+        if record.chunk_id not in self._fresh:
+            self._unchecked.append(record.chunk_id)
         self._fresh[record.chunk_id] = record
+
+    def _is_stored(self, chunk_id: int) -> bool:
+        """Whether the manifest has a record. One that cannot be asked must not end the stream."""
+        try:
+            return self.manifest.holds(chunk_id)
+        except MemoryBankError as error:
+            if not self._told:
+                logger.warning("%s", error)
+            self._told = True
+            return False
 
     def get(self, chunk_id: int) -> ChunkRecord | None:
         fresh = self._fresh.get(chunk_id)

@@ -42,7 +42,7 @@ def merge(memory: StoredMemory) -> bool:
     """Put small segments together into one if there are enough of them. False if there was nothing to do."""
     with memory.lock, memory.said():
         small = [number for number, (_, merged) in memory.segments.items() if not merged]
-        sizes = np.cumsum([memory.segments[number][0] for number in small])
+        sizes = np.cumsum(memory.bytes_of(small))
         if len(small) < MERGE_SEGMENTS and (not len(sizes) or sizes[-1] < memory.segment_bytes):
             return False
         chosen = small[: max(1, int(np.searchsorted(sizes, memory.segment_bytes, side="right")))]
@@ -100,13 +100,13 @@ def _age(memory: StoredMemory, ages: list[int]) -> None:
     by_step: dict[int, list[int]] = {}
     for number in ages:
         by_step.setdefault(min(memory.step_of(number), len(thinning.token_shares)), []).append(number)
-    used = {step: sum(memory.segments[number][0] for number in numbers) for step, numbers in by_step.items()}
+    used = {step: int(memory.bytes_of(numbers).sum()) for step, numbers in by_step.items()}
     shares = thinning.byte_shares
     step = max(used, key=lambda step: (used[step] / shares[step] if shares[step] else float("inf"), step))
     if step == len(thinning.token_shares):
         memory.on_drop(drop_kv(memory, by_step[step][0]))
         return
-    sizes = np.cumsum([memory.segments[number][0] for number in by_step[step]])
+    sizes = np.cumsum(memory.bytes_of(by_step[step]))
     together = by_step[step][: max(1, int(np.searchsorted(sizes, memory.segment_bytes, side="right")))]
     memory.on_thin(rewrite(memory, together, thinning=thinning))
     if _drop_dead_vectors(memory):
@@ -119,7 +119,7 @@ def drop_kv(memory: StoredMemory, segment: int) -> list[int]:
     with memory.manifest.changing() as db:
         without = [replace(row, segment=None, offset=0, num_bytes=0) for row in rows]
         memory.manifest.put_rows(db, without, pictures=False)
-        memory.manifest.unname_kv(db, segment)
+        memory.manifest.unname_kv(db, [segment])
         memory.manifest.add_gaps(db, [Gap(rows[0].start_seconds, rows[-1].end_seconds, "dropped")] if rows else [])
         memory.manifest.remove_segments(db, [segment], [segment_path(memory.folder, segment).name])
     memory.segments.pop(segment, None)
@@ -188,6 +188,7 @@ def rewrite(
         for number, (num_bytes, merged) in sizes.items():
             manifest.add_segment(db, number, num_bytes, merged)
         manifest.put_rows(db, [*moved, *lost], pictures=False)
+        manifest.unname_kv(db, segments)
         manifest.remove_rows(db, forgotten)
         manifest.add_gaps(db, [*gaps, *(Gap(row.start_seconds, row.end_seconds, "damaged") for row in lost)])
         manifest.remove_segments(db, segments, [segment_path(memory.folder, n).name for n in segments])
@@ -201,7 +202,7 @@ def rewrite(
     vectors.num_records = num_vectors
     memory.vectors = vectors
     for old in segments:
-        del memory.segments[old]
+        memory.segments.pop(old, None)
     memory.segments.update(sizes)
     delete_unwanted(memory)
     return thinner

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,11 +14,12 @@ import numpy as np
 import torch
 from zlib_ng.zlib_ng import crc32
 
-from memory.files import Fault, no_fault, write_whole
+from memory.files import PRIVATE_FILE, Fault, no_fault, sync_folder, write_whole
 from model_adapters.base import ChunkKV
 
 logger = logging.getLogger(__name__)
 
+VECTORS_NAME = re.compile(r"vectors-\d{4,}\.f32")
 BLOCK_BYTES = 4 * 2**20
 """Read and verified at a time: RAM does not grow with the file, and what was read is still in the cache when it is searched."""
 
@@ -60,6 +62,12 @@ def generation_of(path: Path) -> int:
     return int(path.stem.partition("-")[2])
 
 
+def vectors_in(folder: Path) -> list[Path]:
+    """The files of vectors that are there, the oldest first."""
+    found = [path for path in folder.iterdir() if VECTORS_NAME.fullmatch(path.name) and path.is_file()]
+    return sorted(found, key=generation_of)
+
+
 class VectorFile:
     """`num_records` records count; what stands behind them in the file was not committed. OSError where writing fails."""
 
@@ -97,7 +105,9 @@ class VectorFile:
     def append(self, summaries: Summaries, fault: Fault = no_fault) -> None:
         """Add records behind the committed ones, durably. They count once `num_records` says so."""
         content = self._packed(summaries)
-        with open(self.path, "r+b", buffering=0) as file:
+        was_there = self.path.exists()
+        # One that has been taken away is made anew: what it lacks reads as damaged, and is made again from the chunks.
+        with os.fdopen(os.open(self.path, os.O_RDWR | os.O_CREAT, PRIVATE_FILE), "r+b", buffering=0) as file:
             file.truncate(self.num_bytes)
             file.seek(self.num_bytes)
             half = len(content) // 2
@@ -106,6 +116,8 @@ class VectorFile:
             file.write(content[half:])
             fault("vectors.written")
             os.fsync(file.fileno())
+        if not was_there:
+            sync_folder(self.path.parent)
         fault("vectors.synced")
 
     def write(self, blocks: Iterator[Summaries], fault: Fault = no_fault) -> None:

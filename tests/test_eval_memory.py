@@ -11,6 +11,7 @@ import torch
 from data.world import make_world
 from eval.codecs import Tally, summary, weigh
 from eval.day import AGES, NUM_NEEDLES, OLDEST, by_age, places, questions, stream_of
+from eval.run import main
 from memory.codecs import CODECS, create_codec
 from model_adapters.base import ChunkKV
 
@@ -66,3 +67,13 @@ def test_bytes_are_those_of_the_files(tmp_path: Path, name: str) -> None:
     found = summary(tally, native, 10_000)
     assert (found["won"], found["lost"], found["same_text"]) == (1, 1, 1)
     assert found["logit_error"] == {"mean": 1.0, "max": 4.0} and found["times_smaller"]["disk"] == 10_000 / tally.disk_bytes
+
+
+def test_reopening_is_measured_in_a_folder_that_is_made_and_gone_again(random_folder: Path, tmp_path: Path, capsys) -> None:
+    shared = ["reopen", "--model", str(random_folder), "--hours", "0.005", "--repeats", "1", "--max-new-tokens", "2"]
+    assert main([*shared, "--folder", str(tmp_path / "made" / "here")]) == 0
+    assert "Reopening" in capsys.readouterr().out and not (tmp_path / "made" / "here").exists()
+    (tmp_path / "file").write_text("in the way")
+    assert main([*shared, "--folder", str(tmp_path / "file")]) == 2
+    err = capsys.readouterr().err.splitlines()
+    assert "cannot be used" in err[-1]

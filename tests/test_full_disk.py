@@ -178,6 +178,8 @@ def test_the_commands_on_a_read_only_disk(disk: Path, random_folder, capsys: pyt
     for args in (("ls", disk), ("info", disk / "m"), ("verify", disk / "m")):
         assert run(capsys, "memory", *args)[0] == 0
     assert run(capsys, "ask", f"memory:{disk / 'm'}", QUESTION, *shared)[0] == 0, "what is there can be asked about"
+    assert run(capsys, "memory", "export", disk / "m", disk.parent / "copy")[0] == 0
+    assert verify(disk.parent / "copy").num_good == 12
     out = disk.parent / "said.vtt"
     for args in (
         ("ask", WORLD, QUESTION, "--memory", disk / "m", *shared),

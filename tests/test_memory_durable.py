@@ -223,11 +223,11 @@ def test_format_versions(tmp_path: Path) -> None:
         with pytest.raises(MemoryBankError, match="newer than this program"):
             open_memory(tmp_path / "m", IDENTITY, write=write)
 
-    # A made-up older version, in which the wall-clock time of a chunk did not exist.
+    # A made-up older version, in which the key of a sitting had another name.
     manifest = Manifest(tmp_path / "m", write=True)
     with manifest.changing() as db:
         db.execute("ALTER TABLE sittings RENAME COLUMN source_key TO key")
-        manifest.set_meta(db, "format_version", FORMAT_VERSION - 1)
+        manifest.set_meta(db, "format_version", 0)
     manifest.close()
     with pytest.raises(MemoryBankError, match="too old"):
         open_memory(tmp_path / "m", IDENTITY, write=True)
@@ -239,11 +239,11 @@ def test_format_versions(tmp_path: Path) -> None:
         rename(db)
         raise MemoryBankError("stopped half-way")
 
-    steps = {FORMAT_VERSION - 1: rename}
+    steps = {0: rename, 1: lambda db: None}
     with pytest.raises(MemoryBankError, match="must be brought to"):
         open_memory(tmp_path / "m", IDENTITY, migrations=steps)
     with pytest.raises(MemoryBankError, match="half-way"):
-        open_memory(tmp_path / "m", IDENTITY, write=True, migrations={FORMAT_VERSION - 1: stopped})
+        open_memory(tmp_path / "m", IDENTITY, write=True, migrations={**steps, 0: stopped})
     memory = open_memory(tmp_path / "m", IDENTITY, write=True, migrations=steps)
     assert memory.manifest.meta("format_version") == str(FORMAT_VERSION) and memory.manifest.last_sitting() is None
     memory.close()

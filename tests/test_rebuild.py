@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,9 +20,9 @@ from data.errors import MemoryBankError
 from memory import open_memory
 from memory.identity import FORMAT_VERSION, Identity
 from memory.labels import Origin, labels_of, origin_of
-from memory.library import verify
+from memory.library import delete, verify
 from memory.manifest import MANIFEST, Manifest
-from memory.opening import OLD_MANIFEST, is_memory
+from memory.opening import NEW_MANIFEST, OLD_MANIFEST, is_memory
 from memory.rebuild import rebuild
 from memory.segment_file import read_contents
 from memory.stored_records import StoredRecords
@@ -209,3 +211,59 @@ def test_a_rebuilt_memory_answers_as_before(random_adapter, random_folder, frame
         assert [said(again.answer(QUESTION, at)) for at in (None, 5.5)] == expected
     code, out, _ = run(capsys, "ask", f"memory:{folder}", QUESTION, *shared)
     assert code == 0 and json.loads(out)["answer"] == expected[0][0]
+
+
+def killed(folder: Path) -> Path:
+    """A memory whose writer was killed: much of its manifest is in SQLite's log."""
+    pid = os.fork()
+    if pid == 0:
+        bank = stored_bank(folder)
+        fill(bank, range(8))
+        bank.forget(0.2, 0.4)
+        fill(bank, range(10, 16))
+        os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(pid, 0)
+    assert (folder / f"{MANIFEST}-wal").stat().st_size > 0
+    return folder
+
+
+def test_the_log_of_a_manifest_that_is_gone_is_not_taken_for_that_of_the_new_one(tmp_path: Path) -> None:
+    folder = killed(tmp_path / "m")
+    (folder / MANIFEST).unlink()
+    assert rebuild(folder).num_chunks == 12
+    check(folder, [0, 1, 4, 5, 6, 7, *range(10, 16)], bare=True)
+
+
+@pytest.mark.parametrize("num_moved", [1, 2])
+def test_a_rebuilding_that_was_interrupted_while_the_old_manifest_was_moved(tmp_path: Path, num_moved: int) -> None:
+    folder = killed(tmp_path / "m")
+    for log in ("", "-wal")[:num_moved]:
+        (folder / f"{MANIFEST}{log}").rename(folder / f"{OLD_MANIFEST}{log}")
+    found = rebuild(folder)
+    assert (found.num_chunks, found.num_new, found.num_bare) == (12, 0, 0), "what was in the log is known, too"
+    check(folder, [0, 1, 4, 5, 6, 7, *range(10, 16)], bare=False)
+
+
+def test_what_an_interrupted_rebuilding_left_goes_with_the_next_writer(tmp_path: Path) -> None:
+    folder = made(tmp_path / "m")
+    for name in (OLD_MANIFEST, f"{OLD_MANIFEST}-wal", NEW_MANIFEST):
+        (folder / name).write_bytes(b"pictures")
+    stored_bank(folder).close()
+    assert not [path for path in folder.iterdir() if path.read_bytes() == b"pictures"]
+
+
+def test_files_that_are_only_called_alike_are_left_alone(tmp_path: Path) -> None:
+    folder = made(tmp_path / "m")
+    (folder / "segment-00000000 (copy).safetensors").write_bytes((folder / "segment-00000000.safetensors").read_bytes())
+    (folder / "vectors-old.f32").write_bytes(b"x")
+    for name in ("segment-00000077.safetensors", "vectors-0077.f32"):
+        (folder / name).mkdir()
+    copies = ["segment-00000000 (copy).safetensors", "segment-00000077.safetensors"]
+    foreign = [*copies, "vectors-0077.f32", "vectors-old.f32"]
+    assert verify(folder).foreign == foreign
+    (folder / MANIFEST).unlink()
+    assert rebuild(folder).num_chunks == 12
+    assert verify(folder).whole and verify(folder).foreign == foreign and delete(folder) == foreign
+    assert sorted(path.name for path in folder.iterdir()) == foreign
+    with pytest.raises(MemoryBankError, match="holds other files"):
+        open_memory(folder, IDENTITY, write=True)

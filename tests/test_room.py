@@ -18,8 +18,8 @@ from data.sources.hosts import key_of
 from data.world import make_world
 from memory import open_memory
 from memory.library import describe, memories, own_files, verify
-from memory.manifest import MANIFEST
-from memory.room import LOGS, GaveWay, bytes_of, is_pinned, make_room, pin
+from memory.manifest import LOGS, MANIFEST
+from memory.room import GaveWay, bytes_of, is_pinned, make_room, pin
 from memory.thinning import Distinct, Thinning
 from model_adapters.base import ModelAdapter
 from vstream.__main__ import main
@@ -86,7 +86,8 @@ def test_pinned_open_foreign_and_damaged_memories_never_give_way(tmp_path: Path,
     pin(pinned, True)
     (damaged / MANIFEST).write_bytes(b"no manifest at all")
     writer = open_memory(written, write=True)
-    files = {path: path.read_bytes() for one in (pinned, held, damaged) for path in own_files(one) if path.name not in LOGS}
+    theirs = [path for one in (pinned, held, damaged) for path in own_files(one) if not path.name.endswith(LOGS)]
+    files = {path: path.read_bytes() for path in theirs}
     sizes = {folder: bytes_of(folder) for folder in made}
     limit = rng.choice([1, sizes[pinned], sum(sizes.values()) // 2, sum(sizes.values()) - 1])
     room = make_room(tmp_path, limit, {held}, THINNING)

@@ -30,9 +30,6 @@ logger = logging.getLogger(__name__)
 RELEASE_SECONDS = 15.0
 """How long a new stream waits for one that is just being closed."""
 GRACE_SECONDS = 2.0
-"""How long it waits for the memory of its source where another stream is still writing it: a page that is reloaded may begin
-anew before the old one is known to have gone."""
-
 KEEP_SECONDS = 10.0
 """How often the sizes are looked at while something is written."""
 MIN_BYTES = 2**20
@@ -54,6 +51,9 @@ class Library:
         self.config = config or SessionConfig()
         self.notices: deque[str] = deque(maxlen=MAX_NOTICES)
         """What gave way, and what was not remembered, in words, the newest last."""
+        self.grace_seconds = GRACE_SECONDS
+        """How long a new stream waits for the memory of its source where another one is still writing it: a page that is
+        reloaded may begin anew before the old one is known to have gone."""
         self.num_notices = 0
         self.num_thinned = 0
         self.num_deleted = 0
@@ -81,7 +81,8 @@ class Library:
         with self._changed:
             taken = [folder for folder in self._of(key, identity) if folder in self._writing]
             self._changed.wait_for(
-                lambda: not self._num_leaving and not any(folder in self._writing for folder in taken), timeout=GRACE_SECONDS
+                lambda: not self._num_leaving and not any(folder in self._writing for folder in taken),
+                timeout=self.grace_seconds,
             )
             self._changed.wait_for(lambda: not self._num_leaving, timeout=RELEASE_SECONDS)
             room = self.keep_within()
