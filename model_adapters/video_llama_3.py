@@ -46,5 +46,5 @@ class VideoLlama3Adapter(FrameByFrameAdapter):
     def embed_many(self, pictures: Sequence[torch.Tensor]) -> list[VisualTokens]:
         patches, grids = patched(pictures, self.spec, self.model.dtype)
         merge = torch.tensor([self.spec.merge_size] * len(grids), device=grids.device)
-        out = self.model.get_video_features(patches, grids, merge)
+        out = self.model.get_video_features(patches, grids, video_merge_sizes=merge)
         return shared_out(joined(out.pooler_output), merged(grids, self.spec.merge_size))
