@@ -52,7 +52,8 @@ class UnaskedHandlers:
                 if value is None:
                     raise WatchError(f"the {name} is empty; give {hint}")
             assert cooldown is not None and threshold is not None
-            rules = WatchRules(threshold, cooldown, confirm, of, once, expires)
+            # A number that is left empty comes from the browser as 0.
+            rules = WatchRules(threshold, cooldown, confirm or None, of or None, once, expires or None)
             hook = Webhook(url.strip(), self.studio.webhook_hosts) if url and url.strip() else None
             session.watch(words or "", rules, hook)
 
@@ -149,7 +150,7 @@ def build_unasked(studio: Studio, player: gr.Video, choose_chunk: str) -> gr.HTM
         rules = _more_rules()
         watching = gr.HTML(watches_html((), ()), js_on_load=choose_chunk, elem_id="watching")
         with gr.Row(elem_classes="vs-buttons"):
-            number = gr.Number(label="Watch number", precision=0, minimum=1, min_width=110)
+            number = gr.Number(label="Watch number", value=1, precision=0, minimum=1, min_width=110)
             unwatch = gr.Button("Remove", size="sm", min_width=90, elem_id="unwatch")
         gr.HTML('<p class="vs-note">Why each alert came, or did not:</p>')
         log = gr.HTML(log_html(()), elem_id="watch-log")
@@ -180,27 +181,17 @@ def build_unasked(studio: Studio, player: gr.Video, choose_chunk: str) -> gr.HTM
 
 
 def _more_rules() -> list[gr.Number]:
-    """What few watches need, folded away: threshold, confirming looks, out of how many, expiry."""
-    default = WatchRules()
+    """What few watches need, folded away: threshold, confirming looks, out of how many, expiry. 0 leaves a rule out."""
     with gr.Accordion("More rules", open=False, elem_id="watch-rules"), gr.Row():
-        threshold = gr.Number(
-            label="Least probability of yes", value=default.threshold, step=0.05, min_width=130, elem_id="watch-threshold"
-        )
-        confirm = gr.Number(
-            label="Looks that must confirm", value=None, precision=0, placeholder="1", min_width=130, elem_id="watch-confirm"
-        )
-        of = gr.Number(
-            label="Out of so many",
-            value=None,
-            precision=0,
-            placeholder="the model's own",
-            min_width=130,
-            elem_id="watch-of",
-        )
-        expires = gr.Number(
-            label="Ends after, seconds", value=None, placeholder="never", min_width=130, elem_id="watch-expires"
-        )
-    return [threshold, confirm, of, expires]
+        return [
+            gr.Number(label=label, value=value, precision=precision, info=info, min_width=130, elem_id=f"watch-{name}")
+            for name, label, value, precision, info in (
+                ("threshold", "Least probability", WatchRules().threshold, None, "of a yes"),
+                ("confirm", "Looks that confirm", 0, 0, "0: as it fits the model"),
+                ("of", "Out of so many", 0, 0, "0: as it fits the model"),
+                ("expires", "Ends after, seconds", 0, None, "0: never"),
+            )
+        ]
 
 
 def _session(tab: Tab) -> StreamSession:
