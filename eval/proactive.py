@@ -176,7 +176,7 @@ def poll(
     every: int = 1,
 ) -> None:
     """The bare model at every chunk, or at every `every`th."""
-    prompts = prompts_for(adapter.info, config.prompts)
+    prompts = prompts_for(adapter.info.name, config.prompts)
     runs = [adapter.question_run(prompts.watch.format(condition=f"a {name} appears")) for name in names]
     alerts: list[tuple[str, float]] = []
     said: list[Utterance] = []

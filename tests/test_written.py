@@ -100,3 +100,29 @@ def test_a_watch_that_is_done_ends_the_command(capsys: pytest.CaptureFixture[str
     argv = ["watch", WORLD.replace("60", "2000"), "--once", "--when", "a yellow ring appears", "--expires", "3"]
     assert main(argv) == 0
     assert "no watch is left" in capsys.readouterr().err
+
+
+def test_a_log_decides_to_itself_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    log = tmp_path / "log.jsonl"
+    watch = ["watch", WORLD, "--when", "a green square appears", "--when", "it rains", "--until", "8"]
+    assert main([*watch, "--log", str(log)]) == 0
+    alerts = capsys.readouterr().out
+    assert alerts.count("\n") == 1
+    lines = log.read_text().splitlines(keepends=True)
+    assert main([*watch, "--replay", str(log)]) == 0
+    told = capsys.readouterr()
+    assert told.out == f"{len(lines)} decisions on 2 watches, each the same again\n" and not told.err
+    for argv, words in (
+        (["--threshold", "0.75"], 'line 1 says "declined: the model says no (0.00, yes from 0.50)", but these rules'),
+        (["--expires", "1"], "have passed since it was set"),
+    ):
+        assert main([*watch, *argv, "--replay", str(log)]) == 2
+        assert words in (told := capsys.readouterr().err) and told.count("\n") == 1
+    assert main([*watch[:4], "--replay", str(log)]) == 2
+    assert "line 2 is of watch 2; give every --when" in capsys.readouterr().err
+    for content, words in ((b"{}", "line 1 of the log is no decision"), (b"\xff", "is no text")):
+        capsys.readouterr()
+        log.write_bytes(content)
+        assert main([*watch, "--replay", str(log)]) == 2 and words in capsys.readouterr().err
+    assert main([*watch, "--replay", str(tmp_path / "none")]) == 2
+    assert "cannot be read" in capsys.readouterr().err

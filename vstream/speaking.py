@@ -19,7 +19,9 @@ from vstream.commentary import ENGINES, STYLES, NarrationRules, Utterance, engin
 from vstream.config import SessionConfig
 from vstream.models import chosen_model, chosen_settings
 from vstream.progress import Progress
+from vstream.prompts import prompts_for
 from vstream.remembered import memory_folder, stored_settings
+from vstream.replaying import replay_file
 from vstream.session import StreamSession
 from vstream.watches import Alert, Watches, WatchRules, Webhook, decision_row, parse_condition
 from vstream.written import TextFile, check_apart, check_writable
@@ -39,18 +41,24 @@ def add_watch_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--once", action="store_true", help="each watch ends with its first alert")
     parser.add_argument("--expires", type=float, default=None, metavar="SECONDS", help="each watch ends after so long")
     parser.add_argument("--log", type=Path, metavar="FILE", help="write every decision here, as JSON lines")
+    parser.add_argument(
+        "--replay", type=Path, metavar="FILE", help="watch nothing: decide again on what such a log found, without a model"
+    )
     parser.add_argument("--webhook", metavar="URL", help="also post alerts here; its host must be allowed")
     parser.add_argument("--webhook-host", action="append", default=[], metavar="HOST", help="a host that may be posted to")
     parser.add_argument("--json", action="store_true", help="print one JSON object per alert")
 
 
 def watch(args: argparse.Namespace) -> int:
-    """Watch the source and print every alert as it comes."""
+    """Watch the source and print every alert as it comes; or only decide again on a log."""
     config = _config(args)
     rules = WatchRules(args.threshold, args.cooldown, args.confirm, args.of, args.once, args.expires)
     for words in args.when:
         parse_condition(words)
     until = _checked_until(args.until)
+    if args.replay:
+        print(replay_file(args.replay, args.when, rules, prompts_for(chosen_model(args).model, config.prompts)))
+        return 0
     if args.log:
         check_apart(args.log, args.source, "--log")
     with ExitStack() as opened:
@@ -124,7 +132,8 @@ def comment(args: argparse.Namespace) -> int:
         if path:
             check_apart(path, args.source, flag)
     until = _checked_until(args.until)
-    rules = NarrationRules(args.engine, args.background, args.style, args.words_per_second)
+    poll = {} if args.poll_seconds is None else {"poll_seconds": args.poll_seconds}
+    rules = NarrationRules(args.engine, args.background, args.style, args.words_per_second, **poll)
     with open_source(args.source, allow_private_hosts=args.allow_private_hosts) as source:
         if args.burn and source.info.live:
             raise SourceError("a live stream cannot be watched twice, so nothing can be burnt into it; leave --burn out")
