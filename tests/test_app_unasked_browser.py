@@ -83,10 +83,11 @@ def test_a_recorded_file_plays_with_its_comments(browser: Any, address: str, stu
     assert FileSource(str(path)).info.duration_seconds
     page.tab("File")
     page.page.set_input_files("#player input[type=file]", str(path))
-    page.wait("#stage .vs-state-live, #stage .vs-state-ended", 60)
+    page.wait_text("#stage", "short.mp4", 60)
+    (tab,) = (tab for tab in studio._tabs.values() if tab.is_upload)
     page.tab("Commentary")
     page.page.click("#narrate")
-    page.page.wait_for_timeout(1000)
+    wait_for(lambda: tab.session and tab.session.unasked.narration)
     page.tab("File")
     page.page.click("#start-file")
     page.tab("Watches")
