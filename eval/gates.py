@@ -151,7 +151,7 @@ def measure(
     of_watches: Mapping[str, Firing],
 ) -> None:
     """Every policy on one scene, side by side in one session."""
-    prompts = prompts_for(adapter.info, config.prompts)
+    prompts = prompts_for(adapter.info.name, config.prompts)
     streams, watches = stream_policies(adapter, config, prompts), watch_policies(adapter, config, prompts, names)
     policies = streams | watches
     fired: dict[str, list[list[float]]] = {name: [[] for _ in names] if name in watches else [[]] for name in policies}

@@ -21,6 +21,7 @@ from eval.gates import Firing, chunks_of, measure, print_gates, trained_for_sile
 from eval.report import hardware_words, table, write_json
 from eval.scenes import KINDS, Scene, make_scene
 from eval.scoring import Rate, median
+from eval.trace import Pair, pairs_of, trace_score
 from model_adapters.base import ModelAdapter
 from vstream.commentary import NarrationRules, Utterance
 from vstream.config import SessionConfig
@@ -37,7 +38,8 @@ POLL_THRESHOLD = 0.5
 
 @dataclass
 class Tally:
-    """Counts of one kind of stream under one protocol. delays: signed, of hits, in seconds."""
+    """Counts of one kind of stream under one protocol. delays: signed, of hits, in seconds. pairs, num_told, num_to_tell: for
+    TRACE."""
 
     hits: int = 0
     misses: int = 0
@@ -46,7 +48,10 @@ class Tally:
     seconds: float = 0.0
     delays: list[float] = field(default_factory=list)
     words: int = 0
-    trace: list[float] = field(default_factory=list)
+    timing: list[float] = field(default_factory=list)
+    pairs: list[Pair] = field(default_factory=list)
+    num_told: int = 0
+    num_to_tell: int = 0
     said: int = 0
     wrong: list[str] = field(default_factory=list)
 
@@ -65,7 +70,8 @@ class Tally:
             "false_per_hour": self.false / self.seconds * 3600 if self.seconds else 0.0,
             "hours": self.seconds / 3600,
             "words_per_second": self.words / self.seconds if self.seconds else 0.0,
-            "timing": float(np.mean(self.trace)) if self.trace else None,
+            "timing": float(np.mean(self.timing)) if self.timing else None,
+            "trace": trace_score(self.pairs, self.num_told, self.num_to_tell) if self.num_to_tell else None,
             "wrong": self.wrong[:40],
         }
 
@@ -170,7 +176,7 @@ def poll(
     every: int = 1,
 ) -> None:
     """The bare model at every chunk, or at every `every`th."""
-    prompts = prompts_for(adapter.info, config.prompts)
+    prompts = prompts_for(adapter.info.name, config.prompts)
     runs = [adapter.question_run(prompts.watch.format(condition=f"a {name} appears")) for name in names]
     alerts: list[tuple[str, float]] = []
     said: list[Utterance] = []
@@ -214,10 +220,14 @@ def score_watches(tally: Tally, world: World, names: list[str], alerts: list[tup
 
 
 def score_comments(tally: Tally, world: World, said: list[Utterance]) -> None:
-    """Every entry and exit is an event; a clause that names one within 2 s tells it.
+    """Every entry and exit is an event; a clause that names one within 2 s tells it. TRACE compares whole utterances.
 
-    Timing, in the manner of TRACE: per event 1 - delay / 2 s where it is told, 0 where it is not; 1 is all told at once.
+    Timing: per event 1 - delay / 2 s where it is told, 0 where it is not; 1 is all told at once.
     """
+    true = [(float(t), comment_at(world, t)) for t in range(world.seconds) if comment_at(world, t)]
+    tally.pairs += pairs_of([(utterance.start_seconds, utterance.text) for utterance in said], true)
+    tally.num_told += len(said)
+    tally.num_to_tell += len(true)
     events = [(t, canonical(part)) for t in range(world.seconds) for part in comment_at(world, t).split(" and ") if part]
     tally.seconds += world.seconds
     told: dict[tuple[int, str], float] = {}
@@ -237,7 +247,7 @@ def score_comments(tally: Tally, world: World, said: list[Utterance]) -> None:
     tally.hits += len(told)
     tally.misses += len(events) - len(told)
     tally.delays += told.values()
-    tally.trace += [1 - abs(told[e]) / NEAR_SECONDS if e in told else 0.0 for e in events]
+    tally.timing += [1 - abs(told[e]) / NEAR_SECONDS if e in told else 0.0 for e in events]
     tally.wrong += [f"{t} s: not told: {words}" for t, words in events if (t, words) not in told]
 
 
@@ -273,9 +283,9 @@ def print_result(result: dict[str, Any], args: argparse.Namespace) -> None:
                 f"{100 * row['duplicate_share']:.1f} %",
                 f"{row['false_per_hour']:.1f}",
                 f"{row['words_per_second']:.2f}",
-                "–" if row["timing"] is None else f"{row['timing']:.2f}",
+                *("–" if row[name] is None else f"{row[name]:.2f}" for name in ("timing", "trace")),
             ]
             for kind, row in kinds.items()
         ]
-        header = ["commentary", "told within 2 s", "delay s", "missed", "twice", "wrong per hour", "words/s", "timing"]
+        header = ["commentary", "told within 2 s", "delay s", "missed", "twice", "wrong per hour", "words/s", "timing", "TRACE"]
         print(f"{protocol}\n\n" + table(header, rows) + "\n")

@@ -2,75 +2,38 @@
 
 from __future__ import annotations
 
-import asyncio
-import http.client
-import json
-import threading
-import time
-from collections.abc import Callable, Iterator
-from contextlib import aclosing
-from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from browser_page import served
-from test_watches import Receiver, receiver  # noqa: F401  # a fixture
+from held_streams import (  # noqa: F401  # fixtures
+    ALERT,
+    EVIL,
+    PLAIN,
+    SECONDS,
+    SEED,
+    HeldSource,
+    RecordedSource,
+    request,
+    studio,
+    wait_for,
+)
 
-from data.frames import Frame
 from data.questions import comment_at
-from data.sources import Source, SourceInfo
-from data.world import World, make_world
+from data.world import make_world
 from memory import open_memory
 from memory.notes import Note, Notes
 from model_adapters.base import ModelAdapter
-from model_adapters.registry import load_adapter
 from vstream.commentary import KeptNarration, NarrationRules, Utterance
-from vstream.config import SessionConfig
 from vstream.session import StreamSession
-from vstream.ui.alerts import events
 from vstream.ui.refresh import timeline_of
 from vstream.ui.speech import log_html, overlay_words, utterances_html, watches_html
-from vstream.ui.studio import PageError, Studio
-from vstream.watches import Alert, Findings, Watch, WatchDecision, WatchRules, parse_condition
-
-EVIL = '"><script>alert(1)</script><img src=x onerror=alert(1)>'
-ALERT = Alert("tell me when it rains", 1, 3.5, f"it rains {EVIL}", 0.9, 3, 2.0, 4.0, b"\xff\xd8")
-SEED, SECONDS = 12, 20
-
-
-class HeldSource(Source):
-    """A world that begins when it is told to, so that everything can be set before."""
-
-    go = threading.Event()
-
-    def __init__(self, world: World) -> None:
-        super().__init__(SourceInfo(kind="world", label="held", live=False, width=128, height=128, duration_seconds=1.0))
-        self.world = world
-
-    def frames(self, fps: float, start_seconds: float = 0.0) -> Iterator[Frame]:
-        while not self.go.wait(0.05):
-            if self.closed:
-                return
-        yield from self.world.frames(fps)
-
-
-class RecordedSource(HeldSource):
-    """One that is known again."""
-
-    recording_key = "a held world"
+from vstream.ui.studio import Studio
+from vstream.watches import Findings, Watch, WatchDecision, WatchRules, parse_condition
 
 
 def decided(second: int, verdict: str, looked: bool, reason: str, number: int = 1) -> WatchDecision:
     return WatchDecision(Findings(number, second + 0.5, second, second, second + 1, looked, "", 0.1), verdict, 0.5, reason)
-
-
-def wait_for(condition: Callable[[], object], seconds: float = 120.0) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.05)
 
 
 def test_the_log_gives_every_reason_and_folds_what_was_not_looked_at() -> None:
@@ -92,35 +55,23 @@ def test_alerts_and_words_are_shown_escaped() -> None:
     assert EVIL not in said and said.index("01:01") < said.index("first")
 
 
-@pytest.fixture(scope="module")
-def studio() -> Iterator[Studio]:
-    source = f"world:?seed={SEED}&seconds={SECONDS}&speed=0"
-    made = Studio(load_adapter("embedded"), SessionConfig(max_new_tokens=12), start_source=source)
-    yield made
-    made.close_all()
-
-
-def request(key: str) -> Any:
-    return SimpleNamespace(session_hash=key)
-
-
 def test_a_page_watches_and_comments_and_exports(studio: Studio, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     pytest.importorskip("gradio")
     from vstream.ui.unasked import UnaskedHandlers
 
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
     handlers, page = UnaskedHandlers(studio), request("a")
-    assert "reload it" in handlers.watch("it rains", 3, False, "", page)[0]
+    assert "reload it" in handlers.watch("it rains", 3, False, "", *PLAIN, page)[0]
     tab = studio.open("a")
     assert "no stream yet" in handlers.narrate("plain", "", page)
     world = make_world(SEED, SECONDS)
     stay = world.stays[2]
     HeldSource.go.clear()
     tab.start(HeldSource(world))
-    assert "say what to wait for" in handlers.watch("  ", 3, False, "", page)[0]
-    assert handlers.watch(f"tell me when a {stay.name} appears", 3, False, "", page)[0] == ""
-    assert "already" in handlers.watch(f"a {stay.name} appears", 3, False, "", page)[0]
-    assert handlers.watch("the door opens", 0, True, "", page)[0] == ""
+    assert "say what to wait for" in handlers.watch("  ", 3, False, "", *PLAIN, page)[0]
+    assert handlers.watch(f"tell me when a {stay.name} appears", 3, False, "", *PLAIN, page)[0] == ""
+    assert "already" in handlers.watch(f"a {stay.name} appears", 3, False, "", *PLAIN, page)[0]
+    assert handlers.watch("the door opens", 0, True, "", *PLAIN, page)[0] == ""
     assert "the door opens" not in handlers.unwatch(2, page)[1]
     assert "no watch number 2" in handlers.unwatch(2, page)[0]
     assert "nothing has been said" in handlers.export("vtt", page)[0]
@@ -146,45 +97,29 @@ def test_a_page_watches_and_comments_and_exports(studio: Studio, monkeypatch: py
         assert notice == "" and said[max(said)] in Path(file["value"]).read_text()
 
 
-def test_alerts_are_posted_where_the_operator_allows_it_and_what_fails_is_told(
-    studio: Studio,
-    monkeypatch: pytest.MonkeyPatch,
-    receiver: tuple[str, type[Receiver]],
-) -> None:
+def test_a_page_sets_every_rule_of_a_watch(studio: Studio) -> None:
     pytest.importorskip("gradio")
     from vstream.ui.unasked import UnaskedHandlers
 
-    host, handler = receiver
-    handlers, page = UnaskedHandlers(studio), request("d")
-    tab = studio.open("d")
-    world = make_world(SEED, 6)
+    handlers, page = UnaskedHandlers(studio), request("rules")
+    tab = studio.open("rules")
     HeldSource.go.clear()
-    tab.start(HeldSource(world))
-    refused = handlers.watch("it rains", 3, False, f"http://{host}/x", page)[0]
-    assert f"host {host.split(':')[0]} is not allowed" in refused
-    monkeypatch.setattr(studio, "webhook_hosts", frozenset([host]))
-    assert "not allowed" in handlers.watch("it rains", 3, False, "http://169.254.169.254/latest", page)[0]
-    assert "name or password" in handlers.watch("it rains", 3, False, f"http://me:hunter2@{host}/", page)[0]
-    session = tab.session
-    assert session is not None and not session.unasked.watches.active, "what cannot be posted is not set"
-    assert handlers.watch("it rains", 3, False, f"http://{host}/secret-path", page)[0] == ""
-    watching, *_ = handlers.tick(page)
-    assert f"posted to {host.split(':')[0]}" in watching and "secret-path" not in watching
-    (hook,) = session.unasked.watches.hooks.values()
-    hook.timeout_seconds = 0.3
-    hook.send(ALERT)
-    wait_for(lambda: hook.num_sent == 1)
-    assert handler.bodies == [ALERT.row()] and not hook.problem
-    tab.start(HeldSource(world))
-    assert tab.session is not None and list(tab.session.unasked.watches.hooks.values()) == [hook], "a new source keeps it"
-    hook.send(replace(ALERT, text="hang"))
-    HeldSource.go.set()
-    wait_for(lambda: tab.feeder is not None and not tab.feeder.running)
-    assert tab.session.stats.num_chunks == 6, "the stream does not wait for it"
-    wait_for(lambda: hook.problem)
-    watching, *_ = handlers.tick(page)
-    assert f"watch 1: 1 alert could not be posted to {hook.host} (TimeoutError)" in watching
-    studio.close("d")
+    tab.start(HeldSource(make_world(SEED, 4)))
+    notice, watching, *_ = handlers.watch("it rains", 2, True, "", 0.7, 2, 3, 90, page)
+    assert notice == "" and tab.session is not None
+    (watch,) = tab.session.unasked.watches.active
+    assert watch.rules == WatchRules(0.7, 2, 2, 3, True, 90)
+    assert "cooldown 2 s, from 0.7, confirmed by 2 of 3 looks, once, until 01:30" in watching
+    for rules, words in (
+        ((0.7, 3, 2, None), "can never come"),
+        ((1.5, None, None, None), "between 0 and 1"),
+        ((None, None, None, None), "the threshold is empty"),
+        ((0.5, None, None, -1), "more than 0"),
+    ):
+        assert words in handlers.watch("it snows", 2, False, "", *rules, page)[0]
+    assert "the cooldown is empty" in handlers.watch("it snows", None, False, "", *PLAIN, page)[0]
+    assert tab.session.unasked.watches.active == [watch], "what makes no sense is not set"
+    studio.close("rules")
 
 
 def test_what_is_wanted_goes_on_over_a_stored_memory_and_a_remembered_stream(studio: Studio, tmp_path: Path) -> None:
@@ -271,58 +206,3 @@ def test_how_it_was_commented_on_is_checked_when_it_is_read(
             assert session.unasked.suggested is None and "cannot be read" in caplog.text
             session.narrate(rules)
         caplog.clear()
-
-
-def test_alerts_come_as_events(studio: Studio) -> None:
-    studio.open("b")
-    tab = studio.tab("b")
-    tab.start(HeldSource(make_world(SEED, 4)))
-    assert tab.session is not None
-    watches = tab.session.unasked.watches
-
-    async def read() -> list[str]:
-        found = []
-        async with aclosing(events(studio, "b")) as lines:
-            found.append(await anext(lines))
-            watches.alerts.append(ALERT)
-            watches.num_alerts += 1
-            found.append(await anext(lines))
-            studio.close("b")
-            found += [line async for line in lines]
-        return found
-
-    first, alert = asyncio.run(read())
-    assert first.startswith(":")
-    name, data, *rest = alert.split("\n")
-    assert name == "event: alert" and rest == ["", ""]
-    row = json.loads(data.removeprefix("data: "))
-    assert row == ALERT.row() | {"start_seconds": 2.0, "end_seconds": 4.0}
-
-
-def test_events_are_served_to_who_may_have_them(studio: Studio) -> None:
-    pytest.importorskip("gradio")
-    studio.open("c")
-
-    def get(address: str, path: str, **headers: str | bytes) -> tuple[int, str]:
-        connection = http.client.HTTPConnection(address, timeout=30)
-        connection.request("GET", path, headers=headers)
-        reply = connection.getresponse()
-        first = reply.fp.readline().decode() if reply.status == 200 else reply.read().decode()  # type: ignore[union-attr]
-        connection.close()
-        return reply.status, first
-
-    with served(studio, token="a long token") as url:
-        address = url.removeprefix("http://").rstrip("/")
-        assert get(address, "/alerts/c")[0] == 401
-        assert get(address, "/alerts/none", Authorization="Bearer a long token")[0] == 404
-        status, first = get(address, "/alerts/c", Authorization="Bearer a long token")
-        assert status == 200 and first
-        assert get(address, "/alerts/c", Authorization="Bearer ü")[0] == 401, "what is no ASCII is wrong as anything else is"
-    studio.open("d")
-    with served(studio, token="schlüssel €") as url:
-        address = url.removeprefix("http://").rstrip("/")
-        wrong, right = (f"Bearer schl{letter}ssel €".encode() for letter in "uü")
-        assert get(address, "/alerts/d", Authorization=wrong)[0] == 401
-        assert get(address, "/alerts/d", Authorization=right)[0] == 200, "a token is any text"
-    with pytest.raises(PageError):
-        studio.tab("c")

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from browser_page import Page, address, browser  # noqa: F401  # fixtures
+from held_streams import LedWorld, wait_for
 
 from data.questions import comment_at
 from data.sources import FileSource
@@ -31,17 +32,25 @@ def test_commentary_two_watches_and_a_question_at_once(browser: Any, address: st
     page = Page(browser, address)
     world = make_world(SEED, SECONDS)
     (tab,) = studio._tabs.values()
+    source = LedWorld(SEED, SECONDS)
+    source.lead(4.0)
+    tab.start(source)
     assert tab.session is not None
     page.tab("Commentary")
     page.page.click("#narrate")
+    wait_for(lambda: tab.session.unasked.narration)
     page.tab("Watches")
-    coming = [stay for stay in world.stays if stay.start_seconds > tab.session.now_seconds + 12]
-    for stay in coming[:2]:
+    coming = [stay for stay in world.stays if stay.start_seconds > 10]
+    page.page.click("#watch-rules button")
+    for stay, seconds in zip(coming[:2], ("", "500"), strict=True):
         page.page.fill("#watch-words input, #watch-words textarea", f"tell me when a {stay.name} appears")
+        page.page.fill("#watch-expires input", seconds)
         page.page.click("#watch")
         page.wait_text("#watching", f"a {stay.name} appears")
+    assert page.text("#watching").count("until 08:2") == 1
     page.page.click("#watch")
     page.wait_text("#watch-notice", "the watch is empty")
+    source.lead(SECONDS)
     page.wait("#stage .vs-said", 60)
     page.tab("Chat")
     page.ask("what is on screen now ?")
@@ -49,7 +58,7 @@ def test_commentary_two_watches_and_a_question_at_once(browser: Any, address: st
     seen = f"() => /nothing|a ({colours}) \\w+/.test(document.querySelector('#chat').innerText)"
     page.page.wait_for_function(seen, timeout=60_000)
     page.tab("Watches")
-    page.wait(f'#watching [data-chunk="{coming[1].start_seconds}"]', 90)
+    page.wait(f'#watching [data-chunk="{coming[1].start_seconds}"]', 300)
     page.wait_text("#watch-log", "the model says yes")
     page.shoot("watches")
     assert {a.text for a in tab.session.unasked.watches.alerts} == {f"a {stay.name} appears" for stay in coming[:2]}
@@ -74,10 +83,11 @@ def test_a_recorded_file_plays_with_its_comments(browser: Any, address: str, stu
     assert FileSource(str(path)).info.duration_seconds
     page.tab("File")
     page.page.set_input_files("#player input[type=file]", str(path))
-    page.wait("#stage .vs-state-live, #stage .vs-state-ended", 60)
+    page.wait_text("#stage", "short.mp4", 60)
+    (tab,) = (tab for tab in studio._tabs.values() if tab.is_upload)
     page.tab("Commentary")
     page.page.click("#narrate")
-    page.page.wait_for_timeout(1000)
+    wait_for(lambda: tab.session and tab.session.unasked.narration)
     page.tab("File")
     page.page.click("#start-file")
     page.tab("Watches")

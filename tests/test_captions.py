@@ -24,7 +24,8 @@ from data.sources.world_source import WorldSource
 from data.world import make_world
 from vstream.__main__ import main
 from vstream.captions import CaptionFile, cues, kind_of, write_captions
-from vstream.commentary import ContinuousCommentator, Utterance
+from vstream.commentary import ContinuousCommentator, PromptedCommentator, Utterance, prompted
+from vstream.triggers import Never
 
 Row = tuple[float, float, str]
 SAID = [
@@ -178,6 +179,18 @@ def test_comment_on_a_file_with_a_variable_rate(variable: Path, tmp_path: Path, 
     with av.open(str(clip)) as container:
         assert sum(1 for _ in container.decode(video=0)) > 50
     assert capsys.readouterr().out == "", "progress and counts go to stderr"
+
+
+@pytest.mark.parametrize(("flags", "asked"), [([], 2), (["--poll-seconds", "0"], 6)])
+def test_comment_looks_as_often_as_it_is_told(
+    flags: list[str], asked: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Six seconds in which only the poll asks for words, by default every 4 s."""
+    looked: list[int] = []
+    monkeypatch.setattr(PromptedCommentator, "_comment", lambda engine, num_words: looked.append(num_words) or "")
+    monkeypatch.setattr(prompted, "create_gate", lambda config: Never())
+    assert main(["comment", "world:?seed=12&seconds=6&speed=0", "--out", str(tmp_path / "said.vtt"), *flags]) == 0
+    assert len(looked) == asked
 
 
 @pytest.mark.slow

@@ -51,7 +51,7 @@ def test_comments_are_counted_by_the_clause() -> None:
     ]
     score_comments(tally, WORLD, said)
     assert (tally.hits, tally.misses, tally.duplicates, tally.false) == (3, 3, 1, 1)
-    assert tally.trace == [1.0, 0.5, 0.5, 0.0, 0.0, 0.0] and tally.said == 5
+    assert tally.timing == [1.0, 0.5, 0.5, 0.0, 0.0, 0.0] and tally.said == 5
     assert tally.row()["words_per_second"] == (4 + 9 + 4 + 4) / 20
 
 

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from data.errors import ConfigError, WatchError
@@ -15,6 +16,7 @@ from data.frames import Frame
 from data.world import World, make_world
 from model_adapters.base import ModelAdapter
 from model_adapters.registry import load_adapter
+from vstream.commentary import NarrationRules
 from vstream.config import SessionConfig
 from vstream.prompts import PRESETS
 from vstream.session import StreamSession
@@ -176,6 +178,34 @@ def test_every_decision_of_a_session_is_on_record_and_replays(random_adapter: Mo
         assert [alert.fired_at_seconds for alert in session.unasked.watches.alerts] == [d.findings.at_seconds for d in fired]
 
 
+@pytest.mark.parametrize("together", [False, True])
+def test_nothing_that_is_said_unasked_sees_the_future(
+    random_adapter: ModelAdapter, frames: list[Frame], together: bool
+) -> None:
+    """Everything after t is permuted: watches and commentary are the same up to t, also where chunks pass the tower at once."""
+    frames, now = frames[:20], 10
+    order = [now + int(i) for i in np.random.default_rng(1).permutation(len(frames) - now)]
+    shuffled = frames[:now] + [replace(frame, data=frames[i].data) for frame, i in zip(frames[now:], order, strict=True)]
+
+    def told(frames: list[Frame]) -> list[tuple[float, str, float]]:
+        with StreamSession(random_adapter, SessionConfig(poll_seconds=2, window_seconds=3)) as session:
+            session.watch("a red circle appears", WatchRules(threshold=0.2, cooldown_seconds=0))
+            session.narrate(NarrationRules(poll_seconds=0, guard_last=0))
+            list(session.feed(frames, lambda: together))
+            log = [(d.findings.start_seconds, d.verdict, d.findings.score or 0.0) for d in session.unasked.watches.log]
+            said = [(u.start_seconds, u.text, 0.0) for u in session.unasked.utterances]
+        assert len(log) == 10 and said
+        return log + said
+
+    true, other = told(frames), told(shuffled)
+    early, same = ([row for row in found if row[0] < now / 2] for found in (true, other))
+    assert [row[:2] for row in early] == [row[:2] for row in same]
+    # What passes the tower together with other chunks is rounded otherwise.
+    assert [row[2] for row in early] == pytest.approx([row[2] for row in same], rel=1e-4)
+    assert true != other, "they look at something, else they would pass anything"
+    assert [row[1] for row in true if row[0] >= now / 2] != [row[1] for row in other if row[0] >= now / 2]
+
+
 @pytest.fixture(scope="module")
 def embedded() -> ModelAdapter:
     return load_adapter("embedded")
@@ -236,15 +266,20 @@ def test_webhook_posts_alerts(receiver: tuple[str, type[Receiver]]) -> None:
     assert handler.bodies == [ALERT.row()] and (hook.num_sent, hook.num_failed, hook.num_dropped) == (1, 0, 0)
 
 
-def test_a_webhook_that_hangs_holds_nothing_up(receiver: tuple[str, type[Receiver]]) -> None:
+def test_a_webhook_that_hangs_holds_nothing_up_and_every_alert_is_accounted_for(receiver: tuple[str, type[Receiver]]) -> None:
     host, handler = receiver
-    hook = Webhook(f"http://{host}/", [host.split(":")[0]], timeout_seconds=0.3)
+    hook = Webhook(f"http://{host}/", [host.split(":")[0]], timeout_seconds=60)
     for _ in range(200):
         hook.send(replace(ALERT, text="hang"))
-    assert hook.num_dropped >= 200 - 64 - 2, "what does not fit is counted, and nobody waits for it"
+    assert hook.num_dropped >= 200 - 64 - 1, "what does not fit is counted, and nobody waits for it"
     assert not handler.bodies
+    hook.timeout_seconds = 0.3
     hook.close()
-    assert hook.num_sent == 0
+    counts = (hook.num_sent, hook.num_failed, hook.num_dropped)
+    assert hook.num_sent == 0 and sum(counts) == 200, "what was on its way at the end is counted too"
+    handler.hang.set()
+    hook.close()
+    assert (hook.num_sent, hook.num_failed, hook.num_dropped) == counts, "and once only, whatever becomes of it"
 
 
 @pytest.mark.parametrize(

@@ -49,7 +49,8 @@ def test_a_stream_in_two_sittings_decides_as_in_one(random_adapter: ModelAdapter
         first.finish()
     with StreamSession(random_adapter, CONFIG, memory=tmp_path / "two") as second:
         assert [watch.condition.text for watch in second.unasked.watches.active] == list(conditions)
-        assert second.unasked.watches.num_restored_alerts == num_first and "2 watches" in second.unasked.kept
+        assert second.unasked.watches.num_alerts == num_first and "2 watches" in second.unasked.kept
+        assert second.unasked.watches.restored_until == second.unasked.watches.alerts[-1].chunk_id < 5
         assert [a.thumbnail[:2] for a in second.unasked.watches.alerts] == [b"\xff\xd8"] * num_first
         offset = second.offset_seconds
         told = []

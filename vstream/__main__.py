@@ -13,6 +13,7 @@ from vstream import commands, speaking
 from vstream.config import USAGE_ERROR, Parser, add_flags
 from vstream.memory_commands import add_memory_commands
 from vstream.models import add_model_flags
+from vstream.written import printing
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -69,10 +70,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     run: Callable[[argparse.Namespace], int] = args.run
     try:
-        return run(args)
+        with printing(sys.stdout):
+            return run(args)
     except VStreamError as error:
         sys.stderr.write(f"vstream {args.command}: {error}\n")
         return USAGE_ERROR
+    except BrokenPipeError:
+        # As in `watch … | head -1`: who reads has seen enough.
+        sys.stderr.write("stopped: nobody reads the output any more\n")
+        return 0
     except KeyboardInterrupt:
         sys.stderr.write("\nstopped\n")
         return 130

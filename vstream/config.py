@@ -49,7 +49,7 @@ class SessionConfig:
     thinning: str = _field("distinct", "which tokens of old chunks stay when memory is full; off: old chunks go whole")
     max_new_tokens: int = _field(128, "length of an answer", 1, 32_768)
     prompts: str = _field("auto", "wording of what the engine asks by itself; auto: as it fits the model")
-    poll_seconds: float = _field(30.0, "watches are looked at this often even where nothing seems new; 0: always", 0, 86_400)
+    poll_seconds: float = _field(30.0, "seconds between looks where nothing seems new; 0: always; comment: 4", 0, 86_400)
     temperature: float = _field(0.0, "0: the most likely answer", 0, 10)
     seed: int = _field(0, "seed of sampling", 0, 2**63 - 1)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from data.questions import COMMENT_QUESTION, SILENCE
-from model_adapters.base import ModelInfo
 from model_adapters.registry import preset_for
 
 
@@ -73,11 +72,11 @@ PRESETS: dict[str, Prompts] = {
 }
 
 
-def prompts_for(info: ModelInfo, preset: str) -> Prompts:
-    """The preset of that name; "auto": the one that fits the model, with what its publishers ask it."""
+def prompts_for(model: str, preset: str) -> Prompts:
+    """The preset of that name; "auto": the one that fits the model of that name, with what its publishers ask it."""
     if preset != "auto":
         return PRESETS[preset]
-    published = preset_for(info.name)
+    published = preset_for(model)
     if published is None:
-        return PRESETS.get(info.name, PRESETS["general"])
+        return PRESETS.get(model, PRESETS["general"])
     return replace(PRESETS["general"], opening=published.prompt or "", pause=published.silence or "")

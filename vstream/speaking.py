@@ -19,10 +19,12 @@ from vstream.commentary import ENGINES, STYLES, NarrationRules, Utterance, engin
 from vstream.config import SessionConfig
 from vstream.models import chosen_model, chosen_settings
 from vstream.progress import Progress
+from vstream.prompts import prompts_for
 from vstream.remembered import memory_folder, stored_settings
+from vstream.replaying import replay_file
 from vstream.session import StreamSession
-from vstream.watches import Alert, WatchRules, Webhook, decision_row, parse_condition
-from vstream.written import TextFile
+from vstream.watches import Alert, Watches, WatchRules, Webhook, decision_row, parse_condition
+from vstream.written import TextFile, check_apart, check_writable
 
 BURN_FPS = 10.0
 
@@ -39,22 +41,30 @@ def add_watch_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--once", action="store_true", help="each watch ends with its first alert")
     parser.add_argument("--expires", type=float, default=None, metavar="SECONDS", help="each watch ends after so long")
     parser.add_argument("--log", type=Path, metavar="FILE", help="write every decision here, as JSON lines")
+    parser.add_argument(
+        "--replay", type=Path, metavar="FILE", help="watch nothing: decide again on what such a log found, without a model"
+    )
     parser.add_argument("--webhook", metavar="URL", help="also post alerts here; its host must be allowed")
     parser.add_argument("--webhook-host", action="append", default=[], metavar="HOST", help="a host that may be posted to")
     parser.add_argument("--json", action="store_true", help="print one JSON object per alert")
 
 
 def watch(args: argparse.Namespace) -> int:
-    """Watch the source and print every alert as it comes."""
+    """Watch the source and print every alert as it comes; or only decide again on a log."""
     config = _config(args)
     rules = WatchRules(args.threshold, args.cooldown, args.confirm, args.of, args.once, args.expires)
     for words in args.when:
         parse_condition(words)
     until = _checked_until(args.until)
+    if args.replay:
+        print(replay_file(args.replay, args.when, rules, prompts_for(chosen_model(args).model, config.prompts)))
+        return 0
+    if args.log:
+        check_apart(args.log, args.source, "--log")
     with ExitStack() as opened:
         hook = opened.enter_context(_hooked(args.webhook, args.webhook_host)) if args.webhook else None
-        log = opened.enter_context(TextFile(args.log, "--log")) if args.log else None
         source = opened.enter_context(open_source(args.source, allow_private_hosts=args.allow_private_hosts))
+        log = opened.enter_context(TextFile(args.log, "--log")) if args.log else None
         with StreamSession(chosen_model(args).load(config.gpu_bytes), config, memory=args.memory) as session:
             kept = {watch.condition.text.lower() for watch in session.unasked.watches.active}
             if kept:
@@ -65,11 +75,22 @@ def watch(args: argparse.Namespace) -> int:
             # What was decided before is in the memory, and in the log of that time.
             session.unasked.watches.log.clear()
             session.unasked.watches.on_alert = lambda alert: _tell(alert, args.json, hook)
-            for _ in _watched(session, source, until):
-                while log and session.unasked.watches.log:
-                    log.write(json.dumps(decision_row(session.unasked.watches.log.popleft())) + "\n")
+            try:
+                for _ in _watched(session, source, until):
+                    _keep_log(session.unasked.watches, log)
+                    if not session.unasked.watches.active and not session.writes:
+                        sys.stderr.write("no watch is left: each has fired once, or expired\n")
+                        break
+            finally:
+                _keep_log(session.unasked.watches, log)
         _warn(source)
     return 0
+
+
+def _keep_log(watches: Watches, log: TextFile | None) -> None:
+    """Move the decisions so far to `log`."""
+    while log and watches.log:
+        log.write(json.dumps(decision_row(watches.log.popleft())) + "\n")
 
 
 @contextmanager
@@ -96,7 +117,9 @@ def add_comment_flags(parser: argparse.ArgumentParser) -> None:
         "--engine", choices=ENGINES, default=rules.engine, help="auto: continuous for checkpoints trained for it"
     )
     parser.add_argument("--words-per-second", type=float, default=None, help="how much is said at most")
-    parser.add_argument("--burn", type=Path, metavar="CLIP.mp4", help="also burn the words into a copy of a recorded source")
+    parser.add_argument(
+        "--burn", type=Path, metavar="CLIP.mp4", help="also burn the words into a copy of a recorded source, without its sound"
+    )
 
 
 def comment(args: argparse.Namespace) -> int:
@@ -105,20 +128,29 @@ def comment(args: argparse.Namespace) -> int:
     kind_of(args.out)
     if args.burn and args.burn.suffix.lower() != ".mp4":
         raise ConfigError(f"{args.burn.name} is no name for a clip; end it in .mp4")
+    for path, flag in ((args.out, "--out"), (args.burn, "--burn")):
+        if path:
+            check_apart(path, args.source, flag)
     until = _checked_until(args.until)
-    rules = NarrationRules(args.engine, args.background, args.style, args.words_per_second)
+    poll = {} if args.poll_seconds is None else {"poll_seconds": args.poll_seconds}
+    rules = NarrationRules(args.engine, args.background, args.style, args.words_per_second, **poll)
     with open_source(args.source, allow_private_hosts=args.allow_private_hosts) as source:
         if args.burn and source.info.live:
             raise SourceError("a live stream cannot be watched twice, so nothing can be burnt into it; leave --burn out")
-        with StreamSession(chosen_model(args).load(config.gpu_bytes), config, memory=args.memory) as session:
+        if args.burn:
+            check_writable(args.burn, "--burn")
+        with ExitStack() as opened:
+            file = opened.enter_context(CaptionFile(args.out))
+            adapter = chosen_model(args).load(config.gpu_bytes)
+            session = opened.enter_context(StreamSession(adapter, config, memory=args.memory))
             if (args.background or args.style != "plain") and not session.unasked.prompts.takes_talk:
                 sys.stderr.write(f"warning: {session.adapter.info.name} reads no background and knows one style\n")
             if args.engine == "auto" and engine_of(rules, session.unasked.prompts) == "continuous":
                 sys.stderr.write("commentary: continuous, as this checkpoint was trained; --engine goes before it\n")
             session.narrate(rules)
-            said = _written(session, _watched(session, source, until), args.out)
+            said = _written(session, _watched(session, source, until), file, keep=args.burn is not None)
         _warn(source)
-    sys.stderr.write(f"{len(said)} cues in {args.out}\n")
+    sys.stderr.write(f"{file.num_cues} cues in {args.out}\n")
     if args.burn:
         with open_source(args.source, allow_private_hosts=args.allow_private_hosts) as source:
             frames = (frame for frame in source.frames(BURN_FPS) if frame.pts_seconds <= until)
@@ -126,27 +158,27 @@ def comment(args: argparse.Namespace) -> int:
     return 0
 
 
-def _written(session: StreamSession, watched: Iterator[None], out: Path) -> list[Utterance]:
-    """Watch, and write what is said to `out` while it comes. Returns all of it."""
+def _written(session: StreamSession, watched: Iterator[None], file: CaptionFile, keep: bool) -> list[Utterance]:
+    """Watch, and write what is said to `file` while it comes. Returns it, if it is to be kept: some streams have no end."""
     said: list[Utterance] = []
-    with CaptionFile(out) as file:
 
-        def listen() -> None:
-            # Where a memory goes on, its times do; a file's cues count from its own start.
-            offset = session.offset_seconds
-            while session.unasked.utterances:
-                heard = session.unasked.utterances.popleft()
-                said.append(Utterance(heard.start_seconds - offset, heard.end_seconds - offset, heard.text))
-                file.say(said[-1])
-            file.passed(session.now_seconds - offset - session.config.chunk_seconds)
+    def listen() -> None:
+        # Where a memory goes on, its times do; a file's cues count from its own start.
+        offset = session.offset_seconds
+        while session.unasked.utterances:
+            heard = session.unasked.utterances.popleft()
+            told = Utterance(heard.start_seconds - offset, heard.end_seconds - offset, heard.text)
+            file.say(told)
+            said.extend([told] if keep else [])
+        file.passed(session.now_seconds - offset - session.config.chunk_seconds)
 
-        try:
-            for _ in watched:
-                listen()
-        finally:
-            # Also where the source fails: a sentence that was begun is told.
-            session.unasked.finish()
+    try:
+        for _ in watched:
             listen()
+    finally:
+        # Also where the source fails: a sentence that was begun is told.
+        session.unasked.finish()
+        listen()
     return said
 
 
@@ -169,10 +201,10 @@ def _watched(session: StreamSession, source: Source, until: float) -> Iterator[N
 
 
 def _tell(alert: Alert, as_json: bool, hook: Webhook | None) -> None:
-    line = json.dumps(alert.row()) if as_json else f"{alert.fired_at_seconds:8.1f} s  {alert.text}  ({alert.score:.2f})"
-    print(line, flush=True)
     if hook:
         hook.send(alert)
+    line = json.dumps(alert.row()) if as_json else f"{alert.fired_at_seconds:8.1f} s  {alert.text}  ({alert.score:.2f})"
+    print(line, flush=True)
 
 
 def _config(args: argparse.Namespace) -> SessionConfig:

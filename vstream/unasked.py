@@ -45,7 +45,7 @@ class Unasked:
         self.config = config
         self.ingest = ingest
         self.turns = turns
-        self.prompts = prompts_for(adapter.info, config.prompts)
+        self.prompts = prompts_for(adapter.info.name, config.prompts)
         self.watches = Watches(adapter, config, self.prompts)
         self.commentator: Commentator | None = None
         self.utterances: deque[Utterance] = deque(maxlen=MAX_UTTERANCES)

@@ -1,12 +1,16 @@
-"""Text files that are written for a user: what goes wrong is told as the file and the flag that names it."""
+"""What is written for a user, to files and to standard output; what goes wrong is told with the flag that named the file."""
 
 from __future__ import annotations
 
+import io
+import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
+from typing import TextIO
 
 from data.errors import ConfigError
+from data.sources import file_named
 
 
 @contextmanager
@@ -47,3 +51,55 @@ class TextFile:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+
+def check_writable(path: Path, flag: str) -> None:
+    """Raises ConfigError if `path` cannot be written, before there is anything to write. Everything stays as it was."""
+    is_new = not os.path.exists(path)
+    with writing(path, flag):
+        path.open("ab").close()
+        if is_new:
+            path.unlink()
+
+
+def check_apart(path: Path, source: str, flag: str) -> None:
+    """Raises ConfigError if `path`, which is about to be written, is the file that `source` names: it would be lost."""
+    there = file_named(source)
+    if os.path.exists(path) and os.path.exists(there) and os.path.samefile(path, there):
+        raise ConfigError(f"{path} is the source itself and would be overwritten; choose another {flag}")
+
+
+class Printed(io.TextIOBase):
+    """Standard output. What cannot be written there raises ConfigError; BrokenPipeError where nobody reads it any more."""
+
+    def __init__(self, out: TextIO) -> None:
+        self._out = out
+
+    def write(self, text: str) -> int:
+        with self._telling():
+            return self._out.write(text)
+
+    def flush(self) -> None:
+        with self._telling():
+            self._out.flush()
+
+    @contextmanager
+    def _telling(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            # What is left in its buffer goes nowhere; else Python would try once more at its end, and complain.
+            with open(os.devnull, "w") as nowhere:
+                os.dup2(nowhere.fileno(), self._out.fileno())
+            if isinstance(error, BrokenPipeError):
+                raise
+            raise ConfigError(f"standard output cannot be written: {error.strerror}; send it elsewhere") from error
+
+
+@contextmanager
+def printing(out: TextIO) -> Iterator[None]:
+    """Within it, whatever is printed goes through `Printed`; at its end all of it is out."""
+    printed = Printed(out)
+    with redirect_stdout(printed):
+        yield
+    printed.flush()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from data.sources.base import Source, SourceInfo, SourceStats
 from data.sources.camera import PushSource
-from data.sources.open import load, open_source
+from data.sources.open import file_named, load, open_source
 from data.sources.world_source import WorldSource
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ __all__ = [
     "SourceInfo",
     "SourceStats",
     "WorldSource",
+    "file_named",
     "open_source",
     "probe_file",
 ]

@@ -48,7 +48,13 @@ def open_source(
         raise SourceError(f"cannot open {scheme}: sources; known: a file, file:, world:, {', '.join(s + ':' for s in SCHEMES)}")
     if not allow_files:
         raise SourceError("files can be opened only from the command line; upload the video or give a URL")
-    return load("file").FileSource(_path(spec) if scheme == "file" else spec)
+    return load("file").FileSource(file_named(spec))
+
+
+def file_named(spec: str) -> Path:
+    """The file that a source names, be it there or not. Raises SourceError for a `file:` URL that names none."""
+    spec = spec.strip()
+    return Path(_path(spec) if spec.lower().startswith("file:") else spec).expanduser()
 
 
 def load(module: str) -> Any:

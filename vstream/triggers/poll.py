@@ -1,4 +1,7 @@
-"""Poll: look every so often, whatever happens. The safety net under triggers that are blind to slow change."""
+"""Poll: look every so often, whatever happens. The safety net under triggers that are blind to slow change.
+
+How StreamingBench (arXiv 2411.03628) has models without a trigger of their own speak up: it asks them every second.
+"""
 
 from __future__ import annotations
 

@@ -6,7 +6,6 @@ import asyncio
 import hmac
 import json
 from collections.abc import AsyncIterator
-from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
@@ -14,6 +13,7 @@ from starlette.routing import Route
 
 from vstream.session import StreamSession
 from vstream.ui.studio import PageError, Studio
+from vstream.watches import Alert
 
 LOOK_SECONDS = 0.5
 ALIVE_SECONDS = 15.0
@@ -41,7 +41,8 @@ def alerts_route(studio: Studio, token: str | None) -> Route:
 async def events(studio: Studio, key: str) -> AsyncIterator[str]:
     """Server-sent events, from the alerts that there are on; ends when the page is closed."""
     session: StreamSession | None = None
-    told, quiet = 0, 0.0
+    # By chunk and watch, since a watch fires at most once in a chunk: counting would slip where a span is forgotten meanwhile.
+    told, quiet = (-1, 0), 0.0
     yield ": alerts\n\n"
     while True:
         try:
@@ -49,12 +50,12 @@ async def events(studio: Studio, key: str) -> AsyncIterator[str]:
         except PageError:
             return
         if current is not session:
-            session, told = current, current.unasked.watches.num_restored_alerts if current else 0
-        watches = session.unasked.watches if session else None
-        fresh = min(watches.num_alerts - told, len(watches.alerts)) if watches else 0
-        for alert in list(watches.alerts)[-fresh:] if watches and fresh else []:
+            session, told = current, (current.unasked.watches.restored_until + 1 if current else 0, 0)
+        alerts = list(session.unasked.watches.alerts) if session else []
+        fresh = [alert for alert in alerts if _place(alert) > told]
+        for alert in fresh:
             yield f"event: alert\ndata: {json.dumps(alert.row() | _clip(alert))}\n\n"
-        told += fresh
+            told = _place(alert)
         quiet = 0.0 if fresh else quiet + LOOK_SECONDS
         if quiet >= ALIVE_SECONDS:
             quiet = 0.0
@@ -62,5 +63,10 @@ async def events(studio: Studio, key: str) -> AsyncIterator[str]:
         await asyncio.sleep(LOOK_SECONDS)
 
 
-def _clip(alert: Any) -> dict[str, float]:
+def _place(alert: Alert) -> tuple[int, int]:
+    """Where it stands among all alerts of its stream."""
+    return alert.chunk_id, alert.number
+
+
+def _clip(alert: Alert) -> dict[str, float]:
     return {"start_seconds": alert.start_seconds, "end_seconds": alert.end_seconds}

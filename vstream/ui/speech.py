@@ -60,6 +60,8 @@ def watches_html(
 def _rules_html(watch: Watch, hooks: Mapping[int, Webhook]) -> str:
     rules = watch.rules
     parts = [f"cooldown {rules.cooldown_seconds:g} s", f"from {watch.rules.threshold:g}"]
+    if rules.confirm or rules.of:
+        parts.append(f"confirmed by {rules.confirm or 1}" + (f" of {rules.of} looks" if rules.of else ""))
     if rules.once:
         parts.append("once")
     if rules.expires_seconds is not None:

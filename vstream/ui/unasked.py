@@ -32,15 +32,30 @@ class UnaskedHandlers:
     def __init__(self, studio: Studio) -> None:
         self.studio = studio
 
-    def watch(self, words: str, cooldown: float | None, once: bool, url: str, request: gr.Request) -> Updates:
-        """A watch was set. url: where its alerts are posted too; empty: nowhere. Returns the notice, the watches, the log and
-        the emptied box."""
+    def watch(
+        self,
+        words: str,
+        cooldown: float | None,
+        once: bool,
+        url: str,
+        threshold: float | None,
+        confirm: int | None,
+        of: int | None,
+        expires: float | None,
+        request: gr.Request,
+    ) -> Updates:
+        """A watch was set. url: where its alerts are posted too; empty: nowhere. The numbers: see `WatchRules`. Returns the
+        notice, the watches, the log and the emptied box."""
 
         def begin(session: StreamSession) -> None:
-            if cooldown is None:
-                raise WatchError("the cooldown is empty; give seconds, 0 for none")
+            for name, value, hint in (("cooldown", cooldown, "seconds, 0 for none"), ("threshold", threshold, "0.5, or so")):
+                if value is None:
+                    raise WatchError(f"the {name} is empty; give {hint}")
+            assert cooldown is not None and threshold is not None
+            # A number that is left empty comes from the browser as 0.
+            rules = WatchRules(threshold, cooldown, confirm or None, of or None, once, expires or None)
             hook = Webhook(url.strip(), self.studio.webhook_hosts) if url and url.strip() else None
-            session.watch(words or "", WatchRules(cooldown_seconds=cooldown, once=once), hook)
+            session.watch(words or "", rules, hook)
 
         return self._changed(request, begin, "")
 
@@ -132,9 +147,10 @@ def build_unasked(studio: Studio, player: gr.Video, choose_chunk: str) -> gr.HTM
             visible=bool(studio.webhook_hosts),
             elem_id="watch-webhook",
         )
+        rules = _more_rules()
         watching = gr.HTML(watches_html((), ()), js_on_load=choose_chunk, elem_id="watching")
         with gr.Row(elem_classes="vs-buttons"):
-            number = gr.Number(label="Watch number", precision=0, minimum=1, min_width=110)
+            number = gr.Number(label="Watch number", value=1, precision=0, minimum=1, min_width=110)
             unwatch = gr.Button("Remove", size="sm", min_width=90, elem_id="unwatch")
         gr.HTML('<p class="vs-note">Why each alert came, or did not:</p>')
         log = gr.HTML(log_html(()), elem_id="watch-log")
@@ -154,7 +170,7 @@ def build_unasked(studio: Studio, player: gr.Video, choose_chunk: str) -> gr.HTM
             export = gr.Button("Export", size="sm", min_width=90, elem_id="export")
         file = gr.File(label="Commentary", visible=False, elem_id="captions")
     changed = [notice, watching, log]
-    gr.on([watch.click, words.submit], handlers.watch, [words, cooldown, once, url], [*changed, words], **HIDDEN)
+    gr.on([watch.click, words.submit], handlers.watch, [words, cooldown, once, url, *rules], [*changed, words], **HIDDEN)
     unwatch.click(handlers.unwatch, number, [*changed, number], **HIDDEN)
     narrate.click(handlers.narrate, [style, background], said_notice, **HIDDEN)
     quiet.click(handlers.quiet, None, said_notice, **HIDDEN)
@@ -162,6 +178,20 @@ def build_unasked(studio: Studio, player: gr.Video, choose_chunk: str) -> gr.HTM
     shown = [watching, log, said, style, background]
     gr.Timer(REFRESH_SECONDS).tick(handlers.tick, None, shown, queue=False, **HIDDEN)
     return watching
+
+
+def _more_rules() -> list[gr.Number]:
+    """What few watches need, folded away: threshold, confirming looks, out of how many, expiry. 0 leaves a rule out."""
+    with gr.Accordion("More rules", open=False, elem_id="watch-rules"), gr.Row():
+        return [
+            gr.Number(label=label, value=value, precision=precision, info=info, min_width=130, elem_id=f"watch-{name}")
+            for name, label, value, precision, info in (
+                ("threshold", "Least probability", WatchRules().threshold, None, "of a yes"),
+                ("confirm", "Looks that confirm", 0, 0, "0: as it fits the model"),
+                ("of", "Out of so many", 0, 0, "0: as it fits the model"),
+                ("expires", "Ends after, seconds", 0, None, "0: never"),
+            )
+        ]
 
 
 def _session(tab: Tab) -> StreamSession:

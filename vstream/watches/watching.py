@@ -59,8 +59,8 @@ class Watches:
         self._queries = torch.empty(0)
         """float32 [watches, layers, kv_heads, head_dim], in the order of `_jumps`."""
         self._num_set = 0
-        self.num_restored_alerts = 0
-        """Of `alerts`, those that were there before the session."""
+        self.restored_until = -1
+        """The chunk of the newest alert that was there before the session; -1 if there was none."""
         self._kept: KeptWatches | None = None
         self._now = 0.0
 
@@ -71,7 +71,7 @@ class Watches:
             self.log.extend(kept.decisions())
             self.alerts.extend(kept.alerts())
             self.num_decisions, self.num_alerts = kept.first_free("decision"), kept.first_free("alert")
-            self.num_restored_alerts = self.num_alerts
+            self.restored_until = self.alerts[-1].chunk_id if self.alerts else -1
             if not kept.write:
                 return 0
             for state, active in kept.states(self.prompts):

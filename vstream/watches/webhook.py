@@ -39,6 +39,8 @@ class Webhook:
         self.num_dropped = 0
         self._reason = ""
         self._waiting: deque[Alert] = deque()
+        self._posting: Alert | None = None
+        """The alert that is on its way; None also once it has been given up."""
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
 
@@ -54,10 +56,15 @@ class Webhook:
                 self._thread.start()
 
     def close(self) -> None:
-        """Let what is queued go out, for as long as one time-out. Where the other side hangs, a daemon thread stays behind."""
+        """Let what is queued go out, for as long as one time-out; what has not arrived by then counts as dropped. Where the
+        other side hangs, a daemon thread stays behind."""
         thread = self._thread
         if thread is not None:
             thread.join(self.timeout_seconds)
+        with self._lock:
+            self.num_dropped += len(self._waiting) + (self._posting is not None)
+            self._waiting.clear()
+            self._posting = None
 
     @property
     def problem(self) -> str:
@@ -72,15 +79,25 @@ class Webhook:
                 if not self._waiting:
                     self._thread = None
                     return
-                alert = self._waiting.popleft()
+                alert = self._posting = self._waiting.popleft()
             try:
                 self._post(json.dumps(alert.row()).encode())
-                self.num_sent += 1
+                self._count(alert)
             except (OSError, http.client.HTTPException) as error:
-                self.num_failed += 1
                 # The host only: an address may carry a secret.
-                self._reason = str(error) if isinstance(error, WebhookRefused) else type(error).__name__
-                log.warning("an alert could not be sent to %s: %s", self.host, self._reason)
+                self._count(alert, str(error) if isinstance(error, WebhookRefused) else type(error).__name__)
+
+    def _count(self, alert: Alert, reason: str = "") -> None:
+        """What became of `alert`, unless it was given up meanwhile. reason: why it did not arrive."""
+        with self._lock:
+            if self._posting is not alert:
+                return
+            self._posting = None
+            self.num_sent += not reason
+            self.num_failed += bool(reason)
+            self._reason = reason or self._reason
+        if reason:
+            log.warning("an alert could not be sent to %s: %s", self.host, reason)
 
     def _post(self, body: bytes) -> None:
         kind = http.client.HTTPSConnection if self._secure else http.client.HTTPConnection
