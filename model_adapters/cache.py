@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from itertools import groupby
+from typing import Any
 
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from model_adapters.base import KVContext
 from model_adapters.placement import Cursor
+
+
+def cache_argument(language: Any) -> str:
+    """The argument by which a stock language model takes its cache: `cache`, or `past_key_values` as it was before."""
+    return "cache" if "cache" in inspect.signature(type(language).forward).parameters else "past_key_values"
 
 
 class Shelf:

@@ -12,7 +12,7 @@ from transformers.generation.logits_process import LogitsProcessorList, Temperat
 
 from model_adapters.attention import Looked, hides_by_bool
 from model_adapters.base import AttentionTrace, ChunkKV, KVContext, ModelAdapter, ModelInfo, Query, TokenRun
-from model_adapters.cache import BufferContext
+from model_adapters.cache import BufferContext, cache_argument
 from model_adapters.devices import device_of
 from model_adapters.placement import Cursor, Packed, Placement
 from model_adapters.rope import rotate
@@ -37,6 +37,7 @@ class DecoderAdapter(ModelAdapter):
     def __init__(self, model: Any, language: Any, tokenizer: Any, video_id: int, info: ModelInfo) -> None:
         self.model = model
         self.language = language
+        self.cache_argument = cache_argument(language)
         self.tokenizer = tokenizer
         self.video_id = video_id
         self.info = info
@@ -116,7 +117,7 @@ class DecoderAdapter(ModelAdapter):
         mask: see `attention.attend`; None: causal. looked: learns where the last token looked."""
         assert isinstance(context, BufferContext)
         context.reserve(run.num_tokens)
-        extra: dict[str, Any] = {} if looked is None else {"looked": looked}
+        extra: dict[str, Any] = {self.cache_argument: context.cache} | ({} if looked is None else {"looked": looked})
         if run.deepstack is not None:
             extra |= {"visual_pos_masks": run.visual_mask[None], "deepstack_visual_embeds": list(run.deepstack)}
         positions = self.placement.place(context.cursor, run.position_ids, run.span, run.is_video)
@@ -124,7 +125,6 @@ class DecoderAdapter(ModelAdapter):
             inputs_embeds=run.embeds[None],
             position_ids=self._batched(positions),
             attention_mask=mask,
-            past_key_values=context.cache,
             use_cache=True,
             **extra,
         )

@@ -195,12 +195,13 @@ class Steps:
 
     def _forward(self, step: Step) -> torch.Tensor:
         adapter = self.adapter
-        extra: dict[str, Any] = {} if step.looked is None else {"looked": step.looked}
+        extra: dict[str, Any] = {adapter.cache_argument: step.cache}
+        if step.looked is not None:
+            extra["looked"] = step.looked
         out = adapter.language(
             inputs_embeds=adapter.model.get_input_embeddings()(step.token)[None],
             position_ids=step.positions,
             attention_mask=(step.columns <= step.slot)[None, None, None],
-            past_key_values=step.cache,
             use_cache=True,
             **extra,
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import cast
@@ -104,6 +105,14 @@ def test_a_device_map_changes_nothing(kit: Conformance, family: str, saved: Call
         keys, values = other.extend(other.new_context(8), kit.runs[0])
         expected = kit.adapter.extend(kit.adapter.new_context(8), kit.runs[0])
         assert torch.equal(keys, expected[0]) and torch.equal(values, expected[1])
+
+
+def test_stock_models_are_called_as_they_will_be(kit: Conformance) -> None:
+    """Nothing of transformers is used that the installed version says it will take away."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FutureWarning)
+        context, _ = kit.watched()
+        assert list(kit.adapter.generate(context, kit.adapter.question_run("what is on screen now ?"), 2))
 
 
 # The kit itself
