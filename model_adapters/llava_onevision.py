@@ -27,11 +27,14 @@ class LlavaOnevisionAdapter(SquareFramesAdapter):
 
     @classmethod
     def cells(cls, config: Any, side: int) -> int:
-        return math.ceil(config.vision_config.image_size // config.vision_config.patch_size / 2)
+        vision = config.vision_config
+        if side != vision.image_size:
+            raise ValueError(f"its processor makes frames of {side} pixels a side, and its tower takes {vision.image_size}")
+        return math.ceil(side // vision.patch_size / 2)
 
     def features(self, pixels: torch.Tensor) -> torch.Tensor:
-        # The last feature is the newline, which stands behind the video and so in the question.
-        return self.model.model.get_video_features(pixels[None]).pooler_output[0, :-1]
+        # What may follow is the newline, which stands behind the video and so in the question.
+        return self.model.model.get_video_features(pixels[None]).pooler_output[0, : len(pixels) * self.spec.cells**2]
 
     def question_run(self, question: str, turns: Sequence[tuple[str, str]] = ()) -> TokenRun:
         run = super().question_run(question, turns)

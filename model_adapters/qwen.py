@@ -38,10 +38,10 @@ class QwenAdapter(StockAdapter):
     @torch.inference_mode()
     def embed_many(self, pictures: Sequence[torch.Tensor]) -> list[VisualTokens]:
         patches, grids = patched(pictures, self.spec, self.model.dtype)
-        out = self.model.model.get_video_features(patches, grids)
+        out = self.model.get_video_features(patches, grids)
         levels = getattr(out, "deepstack_features", None)
-        deepstack = torch.stack([torch.cat(tuple(level)) for level in levels]) if levels else None
-        return shared_out(torch.cat(tuple(out.pooler_output)), merged(grids, self.spec.merge_size), deepstack)
+        deepstack = torch.stack([joined(level) for level in levels]) if levels else None
+        return shared_out(joined(out.pooler_output), merged(grids, self.spec.merge_size), deepstack)
 
 
 class StampedQwenAdapter(QwenAdapter):
@@ -104,3 +104,8 @@ class TimedQwenAdapter(QwenAdapter):
     def time_of(self, seconds: float) -> int:
         """The place of a moment on axis 0, in parts of a position; what is less than a part is left out."""
         return int(seconds * self.positions_per_second * self.parts)
+
+
+def joined(tokens: torch.Tensor | Sequence[torch.Tensor]) -> torch.Tensor:
+    """[N, D] of all videos; transformers gives them apart, or DeepStack's in one piece (5.17)."""
+    return tokens if isinstance(tokens, torch.Tensor) else torch.cat(tuple(tokens))

@@ -6,10 +6,22 @@ to what float32 holds of them. A whole Omni checkpoint loads as well as a thinke
 
 from __future__ import annotations
 
+from typing import Any
+
 from model_adapters.qwen import TimedQwenAdapter
 
 
-class Qwen25OmniAdapter(TimedQwenAdapter):
+class ThinkerAdapter(TimedQwenAdapter):
+    """A thinker: its language model lies one level down, or is all that is there besides the encoders (transformers 5.17)."""
+
+    left_out = ("talker.", "token2wav.", "code2wav.")
+
+    @staticmethod
+    def language_model(model: Any) -> Any:
+        return getattr(model.model, "language_model", model.model)
+
+
+class Qwen25OmniAdapter(ThinkerAdapter):
     """`model_type: qwen2_5_omni`, `qwen2_5_omni_thinker`"""
 
     model_class = "Qwen2_5OmniThinkerForConditionalGeneration"
@@ -17,7 +29,7 @@ class Qwen25OmniAdapter(TimedQwenAdapter):
     video_part = "<|VIDEO|>"
 
 
-class Qwen3OmniAdapter(TimedQwenAdapter):
+class Qwen3OmniAdapter(ThinkerAdapter):
     """`model_type: qwen3_omni_moe`, `qwen3_omni_moe_thinker`"""
 
     model_class = "Qwen3OmniMoeThinkerForConditionalGeneration"

@@ -199,7 +199,7 @@ class Steps:
         if step.looked is not None:
             extra["looked"] = step.looked
         out = adapter.language(
-            inputs_embeds=adapter.model.get_input_embeddings()(step.token)[None],
+            inputs_embeds=adapter.language.get_input_embeddings()(step.token)[None],
             position_ids=step.positions,
             attention_mask=(step.columns <= step.slot)[None, None, None],
             use_cache=True,
