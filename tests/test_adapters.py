@@ -25,6 +25,9 @@ from model_adapters.stock import StockAdapter
 from vstream.config import SessionConfig
 from vstream.session import StreamSession
 
+LONGROPE = {"rope_type": "longrope", "factor": 2.0, "original_max_position_embeddings": 64}
+LONGROPE |= {"short_factor": [1.0] * 8, "long_factor": [2.0] * 8}
+
 
 @pytest.fixture(scope="session")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
@@ -167,7 +170,7 @@ def test_check_prints_a_table_and_tells_by_its_exit_code(saved, tmp_path, capsys
     [
         ({"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}, "sliding_attention.*full attention"),
         ({"layer_types": ["full_attention", "linear_attention", "full_attention"]}, "linear_attention.*full attention"),
-        ({"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}}, "rope_type dynamic"),
+        ({"rope_parameters": LONGROPE}, "rope_type longrope"),
     ],
 )
 def test_text_models_that_cannot_be_cut_are_refused(saved, tmp_path, change: dict, words: str) -> None:
