@@ -73,7 +73,9 @@ def estimate(
 
     try:
         config: Any = AutoConfig.for_model(**checkpoint.config)
-        text = getattr(config, "thinker_config", config).get_text_config(decoder=True)
+        # Of a whole Omni checkpoint the thinker alone is loaded.
+        config = getattr(config, "thinker_config", config)
+        text = config.get_text_config(decoder=True)
         head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
         numbers = 2 * text.num_hidden_layers * text.num_key_value_heads * head_dim
         stored = config.dtype or text.dtype or torch.float32

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from typing import Any
 
+from model_adapters.loading import SPEECH
 from model_adapters.qwen import TimedQwenAdapter
 
 
 class ThinkerAdapter(TimedQwenAdapter):
     """A thinker: its language model lies one level down, or is all that is there besides the encoders (transformers 5.17)."""
 
-    left_out = ("talker.", "token2wav.", "code2wav.")
+    left_out = SPEECH
 
     @staticmethod
     def language_model(model: Any) -> Any:
