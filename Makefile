@@ -20,7 +20,7 @@ video-processors: $(VENV)/.installed-dev $(TORCHVISION)  ## pixels against the f
 	PYTHONPATH=$(TORCHVISION):tests $(BIN)/python -m pytest -p torchvision_names tests/test_video_processors.py
 
 # The oldest release that requirements.txt admits: what reaches into stock models must fit all of them.
-OLDEST := $(VENV)/transformers-5.18.0
+OLDEST := $(VENV)/transformers-5.23.0
 
 oldest: $(VENV)/.installed-dev $(OLDEST)  ## the tests of the model side with the oldest transformers
 	PYTHONPATH=$(OLDEST) $(BIN)/python -m pytest tests/test_adapter.py tests/test_adapters.py tests/test_exactness.py \

@@ -17,6 +17,8 @@ from model_adapters.weights import WeightTable
 
 GIB = 1 << 30
 CGROUP = Path("/sys/fs/cgroup")
+NO_SENSE = (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError)
+"""What files that make no sense end in, within libraries that read them."""
 
 log = logging.getLogger(__name__)
 
@@ -71,12 +73,14 @@ def estimate(
 
     try:
         config: Any = AutoConfig.for_model(**checkpoint.config)
-        text = getattr(config, "thinker_config", config).get_text_config(decoder=True)
+        # Of a whole Omni checkpoint the thinker alone is loaded.
+        config = getattr(config, "thinker_config", config)
+        text = config.get_text_config(decoder=True)
         head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
         numbers = 2 * text.num_hidden_layers * text.num_key_value_heads * head_dim
         stored = config.dtype or text.dtype or torch.float32
         num_parameters = weights.total_parameters if weights else _count(config)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, StrictDataclassError) as error:
+    except (*NO_SENSE, StrictDataclassError) as error:
         reason = " ".join(str(error).split())[:200]
         raise AdapterError(f"the config.json of {checkpoint.name} describes no model that can be loaded: {reason}") from error
     weight_bytes = weights.num_bytes if weights and dtype is None else num_parameters * (dtype or stored).itemsize

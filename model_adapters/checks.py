@@ -65,7 +65,7 @@ def resized_pixels(kit: Conformance) -> Check:
 def ids(kit: Conformance) -> Check:
     """Ids are compared by their embeddings: only those reach the language model."""
     found, tokens = kit.embeds(), kit.inputs["input_ids"][0]
-    words = kit.adapter.model.get_input_embeddings()(tokens)
+    words = kit.adapter.language.get_input_embeddings()(tokens)
     text = tokens != kit.adapter.video_id
     figure = math.inf if len(found) != len(tokens) else float((found[text] != words[text]).any(-1).sum())
     return Check("token ids", figure, 0, "tokens that differ from the processor's own")
@@ -76,7 +76,7 @@ def typed(kit: Conformance) -> Check:
     adapter = kit.adapter
     tokens = [token for token in structure_tokens(adapter.tokenizer) if token != adapter.tokenizer.unk_token]
     numbers = adapter.tokenizer.convert_tokens_to_ids(tokens)
-    words = adapter.model.get_input_embeddings().weight[numbers]
+    words = adapter.language.get_input_embeddings().weight[numbers]
 
     def structural(run: TokenRun) -> int:
         return sum(int((words == row).all(-1).any()) for row in run.embeds)
@@ -235,7 +235,9 @@ def decoding(kit: Conformance) -> Check:
     context, _ = kit.watched()
     *_, found = ["", *adapter.generate(context, adapter.question_run(QUESTION), 8)]
     with kit.stock_attention():
-        out = adapter.model.generate(**kit.inputs, max_new_tokens=8, do_sample=False, pad_token_id=0)
+        # The model alone: what a checkpoint's generation_config.json holds against a token would change greedy decoding.
+        plain = {"do_sample": False, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
+        out = adapter.model.generate(**kit.inputs, max_new_tokens=8, pad_token_id=0, **plain)
     expected = adapter.tokenizer.decode(out[0, kit.inputs["input_ids"].shape[1] :], skip_special_tokens=True)
     return Check("greedy decoding", float(found != expected), 0, f"stock generate says {expected!r}")
 

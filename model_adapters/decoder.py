@@ -41,7 +41,7 @@ class DecoderAdapter(ModelAdapter):
         self.tokenizer = tokenizer
         self.video_id = video_id
         self.info = info
-        self.device = device_of(model.get_input_embeddings())
+        self.device = device_of(language.get_input_embeddings())
         self.devices = [device_of(layer) for layer in language.layers]
         self.head_device = device_of(model.lm_head)
         self.placement: Placement = Packed()
@@ -83,7 +83,7 @@ class DecoderAdapter(ModelAdapter):
         """Tokens with the whole positions [P, S] that they are given; visual tokens with their placeholder's embedding."""
         tokens = torch.tensor(ids, dtype=torch.long, device=self.device)
         with torch.inference_mode():
-            embeds = self.model.get_input_embeddings()(tokens)
+            embeds = self.language.get_input_embeddings()(tokens)
         return TokenRun(embeds, positions.to(self.device) * self.parts, span * self.parts, tokens == self.video_id)
 
     def ids(self, *parts: str) -> list[int]:
@@ -279,4 +279,4 @@ class DecoderAdapter(ModelAdapter):
                 if step is None:
                     break
             origin = torch.zeros(self.info.num_position_axes, 1, dtype=torch.long, device=self.device)
-            run = TokenRun(self.model.get_input_embeddings()(chosen), origin, self.parts, chosen == self.video_id)
+            run = TokenRun(self.language.get_input_embeddings()(chosen), origin, self.parts, chosen == self.video_id)

@@ -110,3 +110,10 @@ def within(height: int, width: int, longest: int) -> tuple[int, int]:
         return max(short + short % 2, 1), longest
     short = int(longest * (width / height))
     return longest, max(short + short % 2, 1)
+
+
+def whole(cells: float, side: int) -> int:
+    """Visual tokens along one side of a frame. Raises ValueError where the processor's frames do not fit the tower."""
+    if cells < 1 or cells != int(cells):
+        raise ValueError(f"its processor makes frames of {side} pixels a side, which are no whole number of tokens")
+    return int(cells)

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from model_adapters.frame_by_frame import SquareFramesAdapter
+from model_adapters.frame_by_frame import SquareFramesAdapter, whole
 
 
 class InternVLAdapter(SquareFramesAdapter):
@@ -25,7 +25,7 @@ class InternVLAdapter(SquareFramesAdapter):
 
     @classmethod
     def cells(cls, config: Any, side: int) -> int:
-        return int(side // config.vision_config.patch_size[0] * config.downsample_ratio)
+        return whole(side / config.vision_config.patch_size[0] * config.downsample_ratio, side)
 
     def features(self, pixels: torch.Tensor) -> torch.Tensor:
         return self.model.get_image_features(pixels).pooler_output.flatten(0, 1)

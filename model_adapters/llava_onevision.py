@@ -27,7 +27,10 @@ class LlavaOnevisionAdapter(SquareFramesAdapter):
 
     @classmethod
     def cells(cls, config: Any, side: int) -> int:
-        return math.ceil(config.vision_config.image_size // config.vision_config.patch_size / 2)
+        vision = config.vision_config
+        if side != vision.image_size:
+            raise ValueError(f"its processor makes frames of {side} pixels a side, and its tower takes {vision.image_size}")
+        return math.ceil(side // vision.patch_size / 2)
 
     def features(self, pixels: torch.Tensor) -> torch.Tensor:
         # Behind them comes the newline, from transformers 5.18 on; it stands behind the video and so in the question.

@@ -17,6 +17,8 @@ EMBEDDED = "embedded"
 """The name of the model that ships with the project."""
 SAME_WEIGHTS = {"flash_vstream_qwen2_vl": "qwen2_vl"}
 """Model types of published systems whose own part has no weights, so that they are checkpoints of a known family."""
+SPEECH = ("talker.", "token2wav.", "code2wav.")
+"""How the names of weights begin that make an Omni checkpoint speak; they are not loaded."""
 SIDE_FILES = ("*.json", "*.txt", "*.model", "*.jinja")
 """Everything of a hub checkpoint but its weights: small, and enough to tell whether the weights are worth fetching."""
 
@@ -42,7 +44,7 @@ class Checkpoint:
             # Named one by one: some checkpoints hold their weights a second time in another layout.
             index = self.folder / INDEX
             fetched(self.name, self.revision, tuple(shard_names(self.name, index)) if index.is_file() else (SINGLE,))
-        return read_weights(self.name, self.folder)
+        return read_weights(self.name, self.folder, SPEECH)
 
 
 def find_checkpoint(name_or_path: str, families: Mapping[str, Any], revision: str | None = None) -> Checkpoint:

@@ -13,6 +13,9 @@ import torch
 import torch.nn.functional as F
 
 MAX_ASPECT_RATIO = 200
+JOINT = "processor_config.json"
+VIDEO, IMAGE = ("video_processor", "video_preprocessor_config.json"), ("image_processor", "preprocessor_config.json")
+"""Kinds of processors: their part of the joint file, and the file of their own."""
 
 
 @dataclass(frozen=True)
@@ -34,9 +37,9 @@ class PixelSpec:
 
     @staticmethod
     def from_folder(folder: str | Path) -> PixelSpec:
-        """Read preprocessor_config.json. Raises OSError, KeyError, TypeError or ValueError where the file or a field is missing
-        or makes no sense."""
-        config = json.loads((Path(folder) / "preprocessor_config.json").read_text())
+        """Read the image processor's settings. Raises OSError, KeyError, TypeError or ValueError where the file or a field is
+        missing or makes no sense."""
+        config = settings(folder, IMAGE)
         size = config.get("size") or {}
         return PixelSpec(
             patch_size=int(config["patch_size"]),
@@ -113,15 +116,23 @@ def normalised(picture: torch.Tensor, mean: Sequence[float], std: Sequence[float
 
 def video_settings(folder: str | Path) -> dict[str, Any]:
     """How a checkpoint prepares video frames: its video processor's settings, or its image processor's where it has no other.
+    Raises as `settings`."""
+    return settings(folder, VIDEO, IMAGE)
 
-    They lie in a file of their own, or in processor_config.json, as newer checkpoints have it. Raises OSError for none.
+
+def settings(folder: str | Path, *kinds: tuple[str, str]) -> dict[str, Any]:
+    """The settings of the first kind of processor that a checkpoint has: as parts of processor_config.json, where newer
+    checkpoints have them and where transformers looks first, else in files of their own.
+
+    Raises OSError where there are none, ValueError where they are none.
     """
     folder = Path(folder)
-    joint = folder / "processor_config.json"
+    joint = folder / JOINT
     parts = json.loads(joint.read_text()) if joint.is_file() else {}
-    for name, part in (("video_preprocessor_config.json", "video_processor"), ("preprocessor_config.json", "image_processor")):
-        if (folder / name).is_file():
-            return json.loads((folder / name).read_text())
-        if part in parts:
-            return parts[part]
-    raise OSError("it has no preprocessor_config.json; download the checkpoint again")
+    for part, name in kinds:
+        if part in parts or (folder / name).is_file():
+            found = parts[part] if part in parts else json.loads((folder / name).read_text())
+            if not isinstance(found, dict):
+                raise ValueError(f"the settings of its {part} are no JSON object; download the checkpoint again")
+            return found
+    raise OSError(f"it has no {kinds[-1][1]}; download the checkpoint again")

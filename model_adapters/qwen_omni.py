@@ -6,10 +6,17 @@ to what float32 holds of them. A whole Omni checkpoint loads as well as a thinke
 
 from __future__ import annotations
 
+from model_adapters.loading import SPEECH
 from model_adapters.qwen import TimedQwenAdapter
 
 
-class Qwen25OmniAdapter(TimedQwenAdapter):
+class ThinkerAdapter(TimedQwenAdapter):
+    """A thinker, of a checkpoint that may hold more."""
+
+    left_out = SPEECH
+
+
+class Qwen25OmniAdapter(ThinkerAdapter):
     """`model_type: qwen2_5_omni`, `qwen2_5_omni_thinker`"""
 
     model_class = "Qwen2_5OmniThinkerForConditionalGeneration"
@@ -17,7 +24,7 @@ class Qwen25OmniAdapter(TimedQwenAdapter):
     video_part = "<|VIDEO|>"
 
 
-class Qwen3OmniAdapter(TimedQwenAdapter):
+class Qwen3OmniAdapter(ThinkerAdapter):
     """`model_type: qwen3_omni_moe`, `qwen3_omni_moe_thinker`"""
 
     model_class = "Qwen3OmniMoeThinkerForConditionalGeneration"

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+import transformers
 from PIL import Image
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
@@ -92,7 +93,12 @@ class QwenReference(Reference):
         )
         metadata = SimpleNamespace(fps=1000.0, frames_indices=[round(1000 * seconds) for seconds in pts_seconds])
         inputs = {"video_grid_thw": grid, "video_metadata": [metadata]}
-        return processor.replace_video_token(stand_in, inputs, 0, load_audio_from_video=False)
+        try:
+            return processor.replace_video_token(stand_in, inputs, 0, load_audio_from_video=False)
+        except NotImplementedError as error:
+            raise AdapterError(
+                f"the {name} of transformers {transformers.__version__} cannot be asked for a video's tokens; take a newer one"
+            ) from error
 
     def text(self, chunks: Sequence[Chunk], grid: torch.Tensor, question: str) -> str:
         content = []

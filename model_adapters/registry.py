@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from data.errors import AdapterError
 from model_adapters.base import ModelAdapter
-from model_adapters.budget import Budget, estimate, gib
+from model_adapters.budget import NO_SENSE, Budget, estimate, gib
 from model_adapters.fingerprint import fingerprint
 from model_adapters.loading import EMBEDDED, Checkpoint, find_checkpoint
 from model_adapters.presets import Preset, preset_for
@@ -102,7 +102,7 @@ def load_adapter(
         loaded: ModelAdapter = getattr(importlib.import_module(module), adapter).load(
             name_or_path, checkpoint.folder, **options
         )
-    except (OSError, ImportError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError, TemplateError) as error:
+    except (*NO_SENSE, ImportError, AssertionError, SafetensorError, TemplateError) as error:
         reason = " ".join(str(error).split())[:200]
         raise AdapterError(f"{name_or_path} cannot be loaded: {reason}") from error
     loaded.compile_steps(compile_step)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers.models.smolvlm.processing_smolvlm import DEFAULT_CHAT_TEMPLATE
 
-from model_adapters.frame_by_frame import SquareFramesAdapter
+from model_adapters.frame_by_frame import SquareFramesAdapter, whole
 
 INTRO = "You are provided the following series of frames from a video."
 """As the family's processor says it, without the number of frames and the length, which a stream does not have."""
@@ -36,7 +36,7 @@ class SmolVLMAdapter(SquareFramesAdapter):
 
     @classmethod
     def cells(cls, config: Any, side: int) -> int:
-        return side // config.vision_config.patch_size // config.scale_factor
+        return whole(side / config.vision_config.patch_size / config.scale_factor, side)
 
     def _prompt_parts(self) -> tuple[str, str, str, str, str]:
         # The checkpoint's own template knows no videos; the processor brings the one for them.

@@ -197,7 +197,7 @@ class Steps:
         adapter = self.adapter
         extra: dict[str, Any] = {adapter.cache_name: step.cache} | ({} if step.looked is None else {"looked": step.looked})
         out = adapter.language(
-            inputs_embeds=adapter.model.get_input_embeddings()(step.token)[None],
+            inputs_embeds=adapter.language.get_input_embeddings()(step.token)[None],
             position_ids=step.positions,
             attention_mask=(step.columns <= step.slot)[None, None, None],
             use_cache=True,

@@ -13,7 +13,6 @@ Everything else is inherited. tests/checkpoints.py gets a builder of a small ran
 
 from __future__ import annotations
 
-import json
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
@@ -21,21 +20,17 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-import transformers
-from transformers import AutoTokenizer
-from transformers.utils import logging as transformers_logging
 
 from data.errors import AdapterError
 from data.frames import Chunk
-from model_adapters import attention
 from model_adapters.base import ModelInfo, TokenRun, VisualTokens
 from model_adapters.decoder import DecoderAdapter
 from model_adapters.fingerprint import fingerprint
 from model_adapters.preprocess import PixelSpec
+from model_adapters.stock_model import load_model, load_tokenizer
 
 MARKS = ("\u2063question\u2063", "\u2063answer\u2063", "\u2063next\u2063")
 """Stand for what is said while the chat template is rendered, to be split at; no template contains them."""
-LENGTH_DEPENDENT_ROPE = ("dynamic", "longrope")
 
 
 class Layout:
@@ -71,6 +66,8 @@ class StockAdapter(DecoderAdapter):
     """What the tokenizer must know; the first of them is the placeholder of one visual token."""
     video_part: ClassVar[str]
     """What the chat template writes for a video. What it says of it before stays in the sink, what follows in the question."""
+    left_out: ClassVar[tuple[str, ...]] = ()
+    """How the names of weights begin that a checkpoint may hold and that are not loaded."""
     num_axes: ClassVar[int] = 1
     """Axes of the position ids: 1 for plain RoPE, 3 for M-RoPE."""
 
@@ -110,35 +107,15 @@ class StockAdapter(DecoderAdapter):
         attn_implementation: of the language model; default: ours, which needs no mask. max_pixels: area of a frame. Other
         options go to `from_pretrained`.
         """
-        attention.register()
-        transformers_logging.disable_progress_bar()
-        loaded: Any = getattr(transformers, cls.model_class).from_pretrained(
-            folder,
-            use_safetensors=True,
-            attn_implementation=attention.of_the_text(name, attn_implementation),
-            local_files_only=True,
-            output_loading_info=True,
-            **options,
-        )
-        model, loading = loaded
-        if loading["missing_keys"]:
-            lost, foreign = sorted(loading["missing_keys"]), loading["unexpected_keys"]
-            what = f"holds {len(foreign)} of another model; its config.json and its weights do not belong together"
-            raise AdapterError(
-                f"{name} lacks {len(lost)} of its weights, {lost[0]} among them"
-                + (f", and {what}" if foreign else "; download the checkpoint again")
-            )
-        refuse_what_cannot_be_cut(name, model.config.get_text_config())
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        template = folder / "chat_template.json"
-        if template.is_file():
-            tokenizer.chat_template = json.loads(template.read_text())["chat_template"]
+        model = load_model(name, folder, cls.model_class, cls.left_out, attn_implementation, options)
+        tokenizer = load_tokenizer(name, folder)
         missing = [token for token in cls.special_tokens if token not in tokenizer.get_vocab()]
         if missing:
             raise AdapterError(
                 f"the tokenizer of {name} lacks the special token {missing[0]}; use the checkpoint's own tokenizer"
             )
         spec = cls.read_pixels(folder)
+        belongs_together(name, spec, model.config.vision_config)
         if max_pixels is not None:
             spec = limited(name, spec, max_pixels)
         return cls(model, tokenizer, spec, name, fingerprint(folder, max_pixels))
@@ -151,6 +128,8 @@ class StockAdapter(DecoderAdapter):
     def _prompt_parts(self) -> tuple[str, str, str, str, str]:
         """The chat template's text before the video, between it and the question, between question and answer, between an
         answer and the next question, and after the last question."""
+        if not self.tokenizer.chat_template:
+            raise AdapterError(f"{self.info.name} has no chat template (chat_template.jinja); download the checkpoint again")
         question, answer, following = ({"type": "text", "text": mark} for mark in MARKS)
         rendered = self.tokenizer.apply_chat_template(
             [
@@ -223,18 +202,11 @@ def limited(name: str, spec: Any, max_pixels: int) -> PixelSpec:
     return replace(spec, max_pixels=max_pixels, min_pixels=min(spec.min_pixels, max_pixels))
 
 
-def refuse_what_cannot_be_cut(name: str, text: Any) -> None:
-    """Raise AdapterError for a text model whose state is no KV per token that can be cut into chunks and moved."""
-    kinds = sorted(set(getattr(text, "layer_types", None) or []) - {"full_attention"})
-    window = getattr(text, "sliding_window", None) if getattr(text, "use_sliding_window", True) else None
-    if kinds or window:
-        raise AdapterError(
-            f"{name} has layers of {kinds[0] if kinds else 'sliding_attention'} in its language model: what they remember"
-            " cannot be cut into chunks; take a model with full attention in every layer"
-        )
-    rope = (getattr(text, "rope_parameters", None) or {}).get("rope_type", "default")
-    if rope in LENGTH_DEPENDENT_ROPE:
-        raise AdapterError(
-            f"{name} turns its keys by angles that depend on the context's length (rope_type {rope}): stored chunks cannot be"
-            " moved exactly; use the checkpoint with rope_type default, linear, yarn or llama3"
-        )
+def belongs_together(name: str, spec: Any, vision: Any) -> None:
+    """Raises AdapterError where pixels are cut into other patches than the tower takes. vision: the tower's config."""
+    for ours, its in (("patch_size", "patch_size"), ("merge_size", "spatial_merge_size"), ("temporal_patch_size",) * 2):
+        wanted, given = getattr(vision, its, None), getattr(spec, ours, None)
+        if isinstance(spec, PixelSpec) and wanted is not None and wanted != given:
+            raise AdapterError(
+                f"the processor of {name} has {ours} {given}, and its config.json {wanted}; download the checkpoint again"
+            )

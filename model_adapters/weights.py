@@ -38,15 +38,18 @@ class WeightTable:
         return sum(ITEM_BYTES.get(kind, 1) * num for kind, num in self.num_parameters.items())
 
 
-def read_weights(name: str, folder: Path) -> WeightTable:
-    """Check every weight file of `folder` and count its parameters, from headers alone. Raises AdapterError with one line."""
+def read_weights(name: str, folder: Path, left_out: tuple[str, ...] = ()) -> WeightTable:
+    """Check every weight file of `folder` and count its parameters, from headers alone. Raises AdapterError with one line.
+
+    left_out: how the names of weights begin that are not counted."""
     files = _files(name, folder)
     tensors: set[str] = set()
     num_parameters: Counter[str] = Counter()
     for file in files:
         for tensor, (kind, numel) in read_header(name, file).items():
-            tensors.add(tensor)
-            num_parameters[kind] += numel
+            if not tensor.startswith(left_out):
+                tensors.add(tensor)
+                num_parameters[kind] += numel
     return WeightTable(tuple(files), frozenset(tensors), dict(num_parameters))
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -322,16 +321,6 @@ def test_the_cache_goes_by_the_name_that_the_model_has_for_it() -> None:
             self.forward = lambda *args, **kwargs: None  # as hooks of a model over several devices stand before it
 
     assert [cache_name(model()) for model in (Older, Newer, Split)] == ["past_key_values", "cache", "cache"]
-
-
-def test_no_argument_is_one_that_a_later_release_removes(random_adapter, frames) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", FutureWarning)
-        with StreamSession(random_adapter) as session:
-            for frame in frames[:4]:
-                session.push(frame)
-            session.watch("tell me when a red circle appears")
-            assert session.answer("what is on screen now ?").done
 
 
 def test_growing_is_seldom() -> None:

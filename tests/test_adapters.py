@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import cast
@@ -23,6 +24,9 @@ from model_adapters.registry import FAMILIES, load_adapter
 from model_adapters.stock import StockAdapter
 from vstream.config import SessionConfig
 from vstream.session import StreamSession
+
+LONGROPE = {"rope_type": "longrope", "factor": 2.0, "original_max_position_embeddings": 64}
+LONGROPE |= {"short_factor": [1.0] * 8, "long_factor": [2.0] * 8}
 
 
 @pytest.fixture(scope="session")
@@ -106,6 +110,14 @@ def test_a_device_map_changes_nothing(kit: Conformance, family: str, saved: Call
         assert torch.equal(keys, expected[0]) and torch.equal(values, expected[1])
 
 
+def test_stock_models_are_called_as_they_will_be(kit: Conformance) -> None:
+    """Nothing of transformers is used that the installed version says it will take away."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FutureWarning)
+        context, _ = kit.watched()
+        assert list(kit.adapter.generate(context, kit.adapter.question_run("what is on screen now ?"), 2))
+
+
 # The kit itself
 
 
@@ -158,7 +170,7 @@ def test_check_prints_a_table_and_tells_by_its_exit_code(saved, tmp_path, capsys
     [
         ({"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}, "sliding_attention.*full attention"),
         ({"layer_types": ["full_attention", "linear_attention", "full_attention"]}, "linear_attention.*full attention"),
-        ({"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}}, "rope_type dynamic"),
+        ({"rope_parameters": LONGROPE}, "rope_type longrope"),
     ],
 )
 def test_text_models_that_cannot_be_cut_are_refused(saved, tmp_path, change: dict, words: str) -> None:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from checkpoints import save_qwen3_vl
 from huggingface_hub import constants
+from qwen_checkpoints import save_qwen2_5_omni
 from safetensors.torch import load_file, save_file
 
 from data.errors import AdapterError
@@ -188,6 +189,15 @@ def test_the_estimate_is_the_same_from_the_config_as_from_the_headers(random_fol
     assert by_config.num_parameters == by_headers.num_parameters == sum(p.numel() for p in random_adapter.model.parameters())
     assert by_config.weight_bytes == by_headers.weight_bytes == 2 * by_config.num_parameters
     assert by_config.kv_bytes_per_token == random_adapter.info.kv_bytes_per_token / 2
+
+
+def test_of_an_omni_checkpoint_only_the_thinker_is_counted(tmp_path) -> None:
+    """By its headers, and by its config, where the talker would be as large as published."""
+    folder = save_qwen2_5_omni(tmp_path / "omni")
+    adapter = load_adapter(str(folder), device="cpu")
+    loaded = sum(p.numel() for p in adapter.model.parameters())  # type: ignore[attr-defined]
+    assert memory_needed(str(folder)).num_parameters == loaded
+    assert estimate(find_checkpoint(str(folder), FAMILIES), None, "cpu").num_parameters == loaded
 
 
 def test_what_is_stored_in_another_type_is_counted_in_the_type_it_is_loaded_in(tmp_path) -> None:
