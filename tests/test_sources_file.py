@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 import tracemalloc
 from fractions import Fraction
 from itertools import pairwise
@@ -135,8 +134,7 @@ def test_close_ends_reading(tmp_path: Path) -> None:
     frames = source.frames(10)
     next(frames)
     threading.Thread(target=source.close).start()
-    started = time.monotonic()
-    assert len(list(frames)) < 40 and time.monotonic() - started < 2
+    assert len(list(frames)) < 40
     source.close()
 
 
