@@ -76,6 +76,8 @@ def test_a_page_watches_and_comments_and_exports(studio: Studio, monkeypatch: py
     assert "no watch number 2" in handlers.unwatch(2, page)[0]
     assert "nothing has been said" in handlers.export("vtt", page)[0]
     assert "knows one style" in handlers.narrate("sports", "Reds against blues.", page)
+    _, _, words, *fields = handlers.tick(page)
+    assert "Commentary is on; nothing" in words and fields == ["sports", "Reds against blues."]
     HeldSource.go.set()
     wait_for(lambda: tab.feeder is not None and not tab.feeder.running)
     session = tab.session
@@ -85,8 +87,8 @@ def test_a_page_watches_and_comments_and_exports(studio: Studio, monkeypatch: py
     said = {int(u.start_seconds): u.text for u in session.unasked.utterances}
     truth = {t: comment_at(world, t) for t in range(SECONDS) if comment_at(world, t)}
     assert sum(said.get(t) == words for t, words in truth.items()) >= 0.8 * len(truth)
-    watching, log, words, *fields = handlers.tick(page)
-    assert fields == ["sports", "Reds against blues."]
+    watching, log, words, *_ = handlers.tick(page)
+    assert "Commentary is off." in words, "with the stream"
     assert f'data-chunk="{alert.chunk_id}"' in watching and "the model says yes" in log and said[max(said)] in words
     assert tuple(type(piece) for piece in handlers.tick(page)) == (dict,) * 5, "shown already: nothing is sent"
     assert overlay_words(session) in (said[max(said)], "")

@@ -130,7 +130,8 @@ def usage_html(stats: Mapping[str, Any]) -> str:
     """How full the library is, and what had to give way lately, the newest first. stats: see `Library.stats`."""
     if not stats:
         return ""
-    words = f"{stats['num_memories']} memories, {size(stats['num_bytes'])} of {size(stats['capacity_bytes'])}."
+    num = stats["num_memories"]
+    words = f"{num} {'memory' if num == 1 else 'memories'}, {size(stats['num_bytes'])} of {size(stats['capacity_bytes'])}."
     words += " When it is full, what was watched longest ago thins out first and is deleted in the end; pinned memories stay."
     gone = "".join(f"<li>{escaped(notice)}</li>" for notice in reversed(stats["notices"]))
     return f'<p class="vs-note">{escaped(words)}</p>' + (f'<ul class="vs-list vs-scroll">{gone}</ul>' if gone else "")

@@ -114,11 +114,11 @@ def _line_html(first: WatchDecision, last: WatchDecision) -> str:
     )
 
 
-def utterances_html(utterances: Sequence[Utterance]) -> str:
-    """What was said, the newest first."""
+def utterances_html(utterances: Sequence[Utterance], is_on: bool = False) -> str:
+    """What was said, the newest first. is_on: whether the stream is being commented on."""
     rows = "".join(
         f"<li><b>{clock(said.start_seconds)}</b> {escaped(said.text)}</li>" for said in list(utterances)[: -MAX_SHOWN - 1 : -1]
     )
-    if not rows:
-        return '<p class="vs-empty">Nothing has been said yet.</p>'
-    return f'<div class="vs-scroll"><ul class="vs-list">{rows}</ul></div>'
+    state = "Commentary is on" if is_on else "Commentary is off"
+    note = f'<p class="vs-note">{state}{"" if rows else "; nothing has been said yet"}.</p>'
+    return note + (f'<div class="vs-scroll"><ul class="vs-list">{rows}</ul></div>' if rows else "")

@@ -119,11 +119,12 @@ class UnaskedHandlers:
         session = tab.session
         unasked = session.unasked if session else None
         problems = [hook.problem for hook in list(unasked.watches.hooks.values())] if unasked else []
-        key = (id(session), unasked.watches.num_decisions, unasked.num_utterances, *problems) if unasked else None
+        is_on = unasked is not None and unasked.commentator is not None
+        key = (id(session), unasked.watches.num_decisions, unasked.num_utterances, is_on, *problems) if unasked else None
         if tab.sent.get("unasked") == key:
             return (gr.skip(), gr.skip(), gr.skip(), *filled)
         tab.sent["unasked"] = key
-        return (*_watching(tab), utterances_html(session.unasked.utterances if session else ()), *filled)
+        return (*_watching(tab), utterances_html(unasked.utterances if unasked else (), is_on), *filled)
 
 
 def build_unasked(studio: Studio, player: gr.Video, choose_chunk: str) -> gr.HTML:
