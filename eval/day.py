@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import cycle
 from pathlib import Path
@@ -23,15 +23,19 @@ from data.world import World, make_world
 from eval.efficiency import mib, resident_bytes
 from eval.report import hardware_words, table, write_json
 from eval.scoring import exact, rate
-from memory import MemoryBank
+from memory import DurableBank, MemoryBank
+from memory.files import no_fault
 from memory.thinning import create_thinning
-from model_adapters.base import ChunkKV
+from model_adapters.base import ChunkKV, ModelAdapter
+from retrieval.base import Retriever
 from retrieval.compose import compose_retriever
+from retrieval.restored import Restored
 from vstream.answer import Answerer, View
 from vstream.config import SessionConfig, from_flags
 from vstream.ingest import remember
 from vstream.models import chosen_model
 from vstream.progress import Progress
+from vstream.remembered import opened_memory
 from vstream.session import StreamSession
 
 NUM_NEEDLES = 24
@@ -56,6 +60,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--gpu-mib", type=float, default=4)
     parser.add_argument("--ram-mib", type=float, default=8)
     parser.add_argument("--disk-mib", type=float, default=32)
+    parser.add_argument("--kept", action="store_true", help="in a memory that outlives its session, under its quota")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
@@ -67,27 +72,33 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     with StreamSession(adapter, config) as session, tempfile.TemporaryDirectory() as folder:
         list(session.feed(world.frames(config.fps)))
         session.finish()
-        bank = MemoryBank(
-            adapter.device,
-            budgets["gpu"],
-            budgets["ram"],
-            budgets["disk"],
-            Path(folder),
-            codec=config.kv_codec,
-            thinning=create_thinning(config.thinning),
-        )
-        result = live_through(session, world, bank, args)
+        bank, retriever = memory_of(adapter, config, budgets, Path(folder) / "day", args.kept)
+        result = live_through(session, world, bank, retriever, args)
         bank.check_integrity()
         bank.close()
-    result |= {"budget_bytes": budgets, "kv_codec": config.kv_codec}
+    result |= {"budget_bytes": budgets, "kv_codec": config.kv_codec, "kept": args.kept}
     print_result(result, config, args)
     write_json(args.json, "day", result)
     return result
 
 
-def live_through(session: StreamSession, world: World, bank: MemoryBank, args: argparse.Namespace) -> dict[str, Any]:
+def memory_of(
+    adapter: ModelAdapter, config: SessionConfig, budgets: Mapping[str, int], folder: Path, kept: bool
+) -> tuple[MemoryBank, Retriever]:
+    """The bank and the retriever that a session with these budgets has, with and without a memory in `folder`."""
+    gpu, ram, disk = (budgets[tier] for tier in ("gpu", "ram", "disk"))
+    retriever = compose_retriever(config.retrieval, config.gate, index_bytes=config.index_bytes)
+    if not kept:
+        thinning = create_thinning(config.thinning)
+        return MemoryBank(adapter.device, gpu, ram, disk, folder, codec=config.kv_codec, thinning=thinning), retriever
+    memory = opened_memory(folder, adapter.info, config.replace(disk_bytes=disk), read_only=False, fault=no_fault)
+    return DurableBank(memory, adapter.device, gpu, ram), Restored(retriever, memory, -1)
+
+
+def live_through(
+    session: StreamSession, world: World, bank: MemoryBank, retriever: Retriever, args: argparse.Namespace
+) -> dict[str, Any]:
     """Store the day chunk by chunk; look at the sizes every hour, and ask every few hours and at the end."""
-    retriever = compose_retriever(session.config.retrieval, session.config.gate, index_bytes=session.config.index_bytes)
     answerer = Answerer(session.adapter, session.config, bank, retriever, session.turns)
     chunks = session.bank.get(session.bank.chunk_ids())
     num_slots, per_hour = round(args.hours * 3600 / args.slot_seconds), round(3600 / args.slot_seconds)
@@ -190,7 +201,9 @@ def by_age(asked: Sequence[tuple[WorldQuestion, str, int]]) -> dict[str, dict[st
 
 def print_result(result: dict[str, Any], config: SessionConfig, args: argparse.Namespace) -> None:
     budgets = ", ".join(f"{tier} {mib(num)}" for tier, num in result["budget_bytes"].items())
-    print(f"day: {args.hours:g} h in {result['num_chunks']} chunks, {config.kv_codec}; budgets {budgets}; {hardware_words()}\n")
+    where = ", in a memory that is kept" if args.kept else ""
+    length = f"{args.hours:g} h in {result['num_chunks']} chunks"
+    print(f"day: {length}, {config.kv_codec}{where}; budgets {budgets}; {hardware_words()}\n")
     rows = []
     for hour in result["hours"]:
         whole, thinned, summaries = [*hour["num_at_step"], 0, 0][:3]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -153,8 +154,10 @@ class DurableBank(MemoryBank):
         with self._lock:
             num_read = self._counts["num_read_disk"]
         writer = self.writer.stats() if self.writer else None
-        found["num_chunks"] = self.memory.manifest.num_with_kv + (len(self.writer.pending_records()) if self.writer else 0)
-        found["num_thinned"] = len(self.steps())
+        num = self.memory.manifest.num_with_kv + (len(self.writer.pending_records()) if self.writer else 0)
+        steps = Counter(self.steps().values())
+        at_step = [num - steps.total(), *(steps[step] for step in range(1, max(steps, default=0) + 1))]
+        found |= {"num_chunks": num, "num_thinned": steps.total(), "num_at_step": at_step}
         return {**found, "num_read_disk": num_read, "writer": writer, "notices": list(self.memory.notices)}
 
     def check_integrity(self) -> None:

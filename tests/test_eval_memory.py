@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from itertools import pairwise
 from pathlib import Path
 
@@ -54,6 +55,19 @@ def test_questions_of_a_day_are_about_what_was_there_by_then() -> None:
     rated = by_age([(q, q.answer if i % 2 else "wrong", 0) for i, q in enumerate(asked)])
     bins = [rated[name] for name in ("never came", *(name for _, name in AGES), OLDEST)]
     assert sum(one["n"] for one in bins) == len(asked) and sum(one["right"] for one in bins) == len(asked) // 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kept", [False, True])
+def test_a_short_day_keeps_to_its_budgets_and_says_what_is_left(kept: bool, tmp_path: Path) -> None:
+    out = tmp_path / "day.json"
+    flags = ["day", "--hours", "0.2", "--watched-seconds", "240", "--gpu-mib", "1", "--ram-mib", "2", "--disk-mib", "8"]
+    assert main([*flags, "--json", str(out), *(["--kept"] if kept else [])]) == 0
+    day = json.loads(out.read_text())
+    (hour,) = day["hours"]
+    assert hour["bytes"]["disk"] <= 8 * 2**20 and hour["bytes"]["ram"] <= 2 * 2**20 and day["kept"] == kept
+    assert sum(hour["num_at_step"]) == hour["num_chunks"] and sum(hour["num_at_step"][1:]) > 0
+    assert sum(found["n"] for found in day["by_age"].values()) > 0
 
 
 @pytest.mark.parametrize("name", list(CODECS))

@@ -469,6 +469,8 @@ def test_a_full_quota_thins_old_chunks_in_steps_and_reopening_knows_them(tmp_pat
         "some are thinned, some are gone, the newest whole"
     )
     assert bank.stats()["num_thinned"] == len(steps)
+    every = [steps.get(i, 0) for i in ids]
+    assert bank.stats()["num_at_step"] == [every.count(step) for step in range(max(every) + 1)]
     for reopened in (False, True):
         if reopened:
             bank.close()
