@@ -78,7 +78,7 @@ def rebuild(folder: Path) -> Rebuilt:
         segments, lost = _segments(folder)
         found = Rebuilt(lost=lost)
         old = _salvage(folder, [i for contents, _ in segments.values() for i in contents.places])
-        identity = old.identity or _commonest([origin.identity for _, origin in segments.values() if origin])
+        identity = old.identity or _commonest([(origin.identity, len(c.places)) for c, origin in segments.values() if origin])
         if identity is None:
             raise MemoryBankError(f"nothing in {folder} says which model made it; restore it from a copy, or delete it")
         for number in [n for n, (_, origin) in segments.items() if origin and origin.identity != identity]:
@@ -272,6 +272,9 @@ def _unexplained(rows: Sequence[ChunkRow]) -> list[Gap]:
     return [Gap(a.end_seconds, b.start_seconds, "unknown") for a, b in apart]
 
 
-def _commonest(identities: Sequence[Identity]) -> Identity | None:
-    by_text = Counter(identity.to_json() for identity in identities)
+def _commonest(owners: Sequence[tuple[Identity, int]]) -> Identity | None:
+    """Whose most chunks are. owners: of each segment, with the number of its chunks."""
+    by_text: Counter[str] = Counter()
+    for identity, num_chunks in owners:
+        by_text[identity.to_json()] += num_chunks
     return Identity.from_json(by_text.most_common(1)[0][0]) if by_text else None

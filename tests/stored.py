@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import errno
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from test_memory_stores import chunk
+from test_memory_stores import chunk, same
 
 from memory import DurableBank, open_memory
 from memory.identity import Identity
 from memory.records import ChunkRecord
 from memory.stored import StoredMemory
 from memory.stored_vectors import StoredVectors
+from memory.thinning import Distinct, Thinning
 from memory.vectors import Summaries
 from model_adapters.base import ChunkKV
 
@@ -63,3 +66,50 @@ def fill(bank: DurableBank, ids: range) -> None:
         one = chunk(i)
         bank.put(one, record_of(one))
     bank.writer.flush()
+
+
+THINNING = Thinning(Distinct())
+
+
+def held(bank: DurableBank, ids: range) -> bool:
+    got = bank.get(ids)
+    return [one.chunk_id for one in got] == list(ids) and all(same(one, chunk(one.chunk_id)) for one in got)
+
+
+def segments(folder: Path) -> list[Path]:
+    return sorted(folder.glob("segment-*.safetensors"))
+
+
+def pulling_the_plug(point: str) -> Callable[[str], None]:
+    """A fault at one marked point."""
+
+    def fault(reached: str) -> None:
+        if reached == point:
+            raise OSError(errno.EIO, "pulled the plug")
+
+    return fault
+
+
+def wait_until_written(bank: DurableBank) -> None:
+    with bank.writer._changed:
+        assert bank.writer._changed.wait_for(lambda: bank.writer.error is None, timeout=60)
+    bank.writer.flush()
+
+
+def wait_until_within_lag(bank: DurableBank, num_unwritten: int) -> None:
+    """Until so many chunks at least are not waited for any more, and what waits is within the writer's lag."""
+    writer = bank.writer
+
+    def within() -> bool:
+        return writer.num_unwritten >= num_unwritten and writer.stats()["lag_seconds"] <= writer.lag_seconds + 1e-9
+
+    with writer._changed:
+        assert writer._changed.wait_for(within, timeout=60)
+
+
+def after(i: int, step: int) -> ChunkKV:
+    """A random chunk as it is when it has been thinned so often."""
+    one = chunk(i)
+    for number in range(1, step + 1):
+        one = THINNING.thin(one, number, chunk(i).num_tokens)
+    return one

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from test_memory_durable import segments
+from stored import segments
 from test_remembered import QUESTION, SMALL, WORLD, run, watched
 
 import app

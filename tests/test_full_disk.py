@@ -8,8 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from stored import IDENTITY, fill, record_of, stored_bank
-from test_memory_durable import THINNING, after, segments, wait_until_written
+from stored import IDENTITY, THINNING, after, fill, record_of, segments, stored_bank, wait_until_written
 from test_memory_stores import chunk, same
 from test_remembered import QUESTION, WORLD, run
 

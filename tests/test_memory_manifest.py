@@ -11,8 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from stored import fill, record_of, stored_bank, vectors_of
-from test_memory_durable import held
+from stored import fill, held, record_of, stored_bank, vectors_of
 from test_memory_stores import chunk, same
 
 from data.errors import MemoryBankError

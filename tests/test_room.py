@@ -258,7 +258,7 @@ def test_thinned_memories_still_answer_right(tmp_path: Path) -> None:
     (folder,) = shelf_of(tmp_path, 1)
     make_room(tmp_path, 3 * bytes_of(folder) // 4, (), THINNING)
     bank = stored_bank(folder, write=False)
-    from test_memory_durable import after
+    from stored import after
 
     steps = bank.steps()
     assert steps and all(same(one, after(one.chunk_id, steps.get(one.chunk_id, 0))) for one in bank.get(bank.chunk_ids()))

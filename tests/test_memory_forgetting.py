@@ -1,0 +1,85 @@
+"""Forgetting a span of a memory on disk: nothing of it is left in any file."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from stored import (
+    fill,
+    pulling_the_plug,
+    record_of,
+    stored_bank,
+    vectors_of,
+)
+from test_memory_stores import chunk, same
+
+from data.errors import MemoryBankError
+from memory.upkeep import merge
+from memory.vectors import mean_key
+
+MIB = 2**20
+
+
+def contents_of(folder: Path) -> dict[str, bytes]:
+    """All files of a memory at one time: the writer may be merging segments meanwhile."""
+    while True:
+        try:
+            return {path.name: path.read_bytes() for path in folder.iterdir()}
+        except FileNotFoundError:
+            continue
+
+
+def test_forgetting_leaves_no_trace_in_any_file(tmp_path: Path) -> None:
+    bank = stored_bank(tmp_path / "m", 0, MIB, segment_bytes=20_000)
+    fill(bank, range(40))
+    while merge(bank.memory):
+        pass
+    secret = record_of(chunk(13)).thumbnail + b"a face that nobody may see any more"
+    one = chunk(40)
+    bank.put(one, replace(record_of(one), thumbnail=secret))
+    bank.writer.flush()
+    marks = [secret, *(mean_key(chunk(i)).numpy().tobytes() for i in (12, 13, 40))]
+    marks += [chunk(i).values.contiguous().numpy().tobytes() for i in (12, 13, 40)]
+    files = "".join(p.name for p in (tmp_path / "m").iterdir())
+    contents = contents_of(tmp_path / "m")
+    assert all(any(mark in content for content in contents.values()) for mark in marks), files
+    assert bank.forget(1.25, 1.35) == [12, 13] and bank.forget(4.0, 9.0) == [40]
+    for name, content in contents_of(tmp_path / "m").items():
+        assert not any(mark in content for mark in marks), f"{name} still holds what was forgotten"
+    left = [i for i in range(40) if i not in (12, 13)]
+    assert bank.chunk_ids() == left and all(same(a, chunk(i)) for a, i in zip(bank.get(left), left, strict=True))
+    assert bank.get([12, 13, 40]) == [] and bank.tier(13) is None
+    assert sorted(vectors_of(bank.memory)) == left
+    assert bank.forget(100, 200) == []
+    with pytest.raises(MemoryBankError, match="no span"):
+        bank.forget(5, 5)
+    bank.close()
+    again = stored_bank(tmp_path / "m")
+    assert again.chunk_ids() == left and [g for g in again.memory.manifest.gaps() if g.reason == "forgotten"]
+    fill(again, range(50, 53))
+    assert again.chunk_ids() == [*left, 50, 51, 52]
+    again.close()
+
+
+@pytest.mark.parametrize(
+    "point", ["vectors.renamed", "rewrite.written", "rewrite.committed", "unwanted.deleting", "forget.compacting"]
+)
+def test_an_interrupted_forgetting_is_either_undone_or_finished(tmp_path: Path, point: str) -> None:
+    fill(bank := stored_bank(tmp_path / "m"), range(10))
+    bank.close()
+
+    bank = stored_bank(tmp_path / "m", fault=pulling_the_plug(point))
+    with pytest.raises(MemoryBankError, match="pulled the plug"):
+        bank.forget(0.35, 0.45)
+    bank.close()
+    again = stored_bank(tmp_path / "m")
+    whole = point in ("vectors.renamed", "rewrite.written")
+    left = [i for i in range(10) if whole or i not in (3, 4)]
+    assert again.chunk_ids() == left and all(same(one, chunk(one.chunk_id)) for one in again.get(left))
+    mark = chunk(4).values.contiguous().numpy().tobytes()
+    found = any(mark in path.read_bytes() for path in (tmp_path / "m").iterdir())
+    assert found == whole, "finished to the last byte, or as if it had not begun"
+    assert sorted(vectors_of(again.memory)) == left
+    again.close()
