@@ -1,21 +1,23 @@
-"""Shared fixtures: one small random checkpoint per data type and test run, and a world's frames."""
+"""Shared fixtures: one small random checkpoint per data type and per family, and a world's frames."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from weakref import WeakSet
 
 import pytest
 import torch
 from checkpoints import save_qwen3_vl
+from families import BUILDERS, conformance
 
 from data.errors import MemoryBankError
 from data.frames import Frame
 from data.world import World, make_world
 from memory import Bank, DurableBank, MemoryBank, PlainBank
 from model_adapters.base import ModelAdapter
-from model_adapters.registry import load_adapter
+from model_adapters.conformance import Conformance
+from model_adapters.registry import FAMILIES, load_adapter
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -37,6 +39,29 @@ def random_adapter(random_folder: Path) -> ModelAdapter:
 @pytest.fixture(scope="session", params=["float64", "float32"])
 def exact_adapter(request: pytest.FixtureRequest, random_folder: Path) -> ModelAdapter:
     return load_adapter(str(random_folder), dtype=getattr(torch, request.param), device="cpu")
+
+
+@pytest.fixture(scope="session")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder of a family's checkpoint, made once."""
+    made: dict[str, Path] = {}
+
+    def folder(family: str) -> Path:
+        if family not in made:
+            made[family] = BUILDERS[family](tmp_path_factory.mktemp("families") / family)
+        return made[family]
+
+    return folder
+
+
+@pytest.fixture(scope="session", params=FAMILIES)
+def family(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def kit(family: str, saved: Callable[[str], Path]) -> Conformance:
+    return conformance(saved(family))
 
 
 @pytest.fixture(scope="session")

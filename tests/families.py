@@ -4,9 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import checkpoints
 import qwen_checkpoints
+
+from model_adapters.conformance import Conformance
+from model_adapters.references import create_reference
+from model_adapters.registry import load_adapter
+from model_adapters.stock import StockAdapter
 
 BUILDERS: dict[str, Callable[[Path], Path]] = {
     "qwen3_vl": checkpoints.save_qwen3_vl,
@@ -24,3 +30,8 @@ BUILDERS: dict[str, Callable[[Path], Path]] = {
 }
 """Under the name that `model_adapters.registry.FAMILIES` has for it."""
 EXPERTS = ("qwen3_vl_moe", "qwen3_omni_moe", "qwen3_omni_moe_thinker")
+
+
+def conformance(folder: Path, **options) -> Conformance:
+    adapter = cast(StockAdapter, load_adapter(str(folder), device="cpu", **options))
+    return Conformance(adapter, create_reference(adapter, folder))

@@ -12,7 +12,7 @@ from typing import cast
 
 import pytest
 import torch
-from families import BUILDERS, EXPERTS
+from families import BUILDERS, EXPERTS, conformance
 
 from data.errors import AdapterError
 from model_adapters import check
@@ -27,34 +27,6 @@ from vstream.session import StreamSession
 
 LONGROPE = {"rope_type": "longrope", "factor": 2.0, "original_max_position_embeddings": 64}
 LONGROPE |= {"short_factor": [1.0] * 8, "long_factor": [2.0] * 8}
-
-
-@pytest.fixture(scope="session")
-def saved(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """The folder of a family's checkpoint, made once."""
-    made: dict[str, Path] = {}
-
-    def folder(family: str) -> Path:
-        if family not in made:
-            made[family] = BUILDERS[family](tmp_path_factory.mktemp("families") / family)
-        return made[family]
-
-    return folder
-
-
-def conformance(folder: Path, **options) -> Conformance:
-    adapter = cast(StockAdapter, load_adapter(str(folder), device="cpu", **options))
-    return Conformance(adapter, create_reference(adapter, folder))
-
-
-@pytest.fixture(scope="session", params=FAMILIES)
-def family(request: pytest.FixtureRequest) -> str:
-    return request.param
-
-
-@pytest.fixture(scope="session")
-def kit(family: str, saved: Callable[[str], Path]) -> Conformance:
-    return conformance(saved(family))
 
 
 def test_every_family_has_a_checkpoint_to_prove_it_on() -> None:

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-from test_adapters import family, kit, saved  # noqa: F401  # fixtures
 from transformers import DynamicCache
 
 from data.frames import Frame
