@@ -24,6 +24,7 @@ from vstream.answer import Answer, Evidence
 from vstream.commentary import NarrationRules
 from vstream.config import SessionConfig
 from vstream.ingest import ChunkRecord, thumbnail
+from vstream.ui import stage
 from vstream.ui import tab as tab_module
 from vstream.ui.chips import MAX_CHIPS, chips_html, merged
 from vstream.ui.dialogue import Exchange, finished_turns, messages
@@ -149,6 +150,8 @@ def test_stage_shows_the_picture_with_its_cells() -> None:
     assert 'viewBox="0 0 2 1"' in kept_cells_svg(np.array([[True, False]]))
     assert "Reload" in stage_html(Snapshot("closed"), None)
     assert notice_html("") == ""
+    styles = (Path(stage.__file__).parent / "page.css").read_text()
+    assert all(f'vs-{kind}"' in notice_html("x", kind) and f".vs-{kind} " in styles for kind in ("info", "done"))
 
 
 def test_dialogue() -> None:

@@ -58,7 +58,7 @@ class Handlers:
             tab = self.studio.tab(key)
         except VStreamError as error:
             return (notice_html(str(error)), *self._unchanged(5))
-        note = notice_html(tab.before.note, "done") if tab.before.note else ""
+        note = notice_html(tab.before.note, "info") if tab.before.note else ""
         return (note, *self._pieces(tab), messages(tab.dialogue), chips_html([], tab.thumbnail))
 
     def camera(self, picture: np.ndarray | None, request: gr.Request) -> Any:

@@ -128,5 +128,6 @@ def telemetry_html(snapshot: Snapshot, tier_names: dict[str, str]) -> str:
 
 
 def notice_html(message: str, kind: str = "error") -> str:
-    """A line that asks for attention; nothing for an empty message."""
-    return f'<p class="vs-notice vs-{escaped(kind)}" role="alert">{escaped(message)}</p>' if message else ""
+    """A line that asks for attention; nothing for an empty message. kind: error, info or done."""
+    role = "alert" if kind == "error" else "status"
+    return f'<p class="vs-notice vs-{escaped(kind)}" role="{role}">{escaped(message)}</p>' if message else ""
