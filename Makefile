@@ -24,7 +24,8 @@ OLDEST := $(VENV)/transformers-5.23.0
 
 oldest: $(VENV)/.installed-dev $(OLDEST)  ## the tests of the model side with the oldest transformers
 	PYTHONPATH=$(OLDEST) $(BIN)/python -m pytest tests/test_adapter.py tests/test_adapters.py tests/test_exactness.py \
-		tests/test_embedded.py tests/test_frame_families.py tests/test_loading.py tests/test_positions.py tests/test_split.py tests/test_steps.py
+		tests/test_checkpoints_of_the_hub.py tests/test_embedded.py tests/test_families_exact.py tests/test_frame_families.py \
+		tests/test_loading.py tests/test_positions.py tests/test_split.py tests/test_steps.py
 
 check: $(VENV)/.installed-dev  ## lint, format and types
 	$(BIN)/ruff check .
