@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test quick video-processors oldest check format clean
+.PHONY: run test quick video-processors oldest faults check format clean
 
 run: $(VENV)/.installed  ## open the page on the embedded model and a demo stream
 	$(BIN)/python app.py $(ARGS)
@@ -26,6 +26,10 @@ oldest: $(VENV)/.installed-dev $(OLDEST)  ## the tests of the model side with th
 	PYTHONPATH=$(OLDEST) $(BIN)/python -m pytest tests/test_adapter.py tests/test_adapters.py tests/test_exactness.py \
 		tests/test_checkpoints_of_the_hub.py tests/test_embedded.py tests/test_families_exact.py tests/test_frame_families.py \
 		tests/test_loading.py tests/test_positions.py tests/test_split.py tests/test_steps.py
+
+faults: $(VENV)/.installed-dev  ## what a memory on disk survives: damage, full disks, copies, other formats, kills
+	$(BIN)/python -m pytest tests/test_memory_faults.py tests/test_memory_manifest.py tests/test_memory_copies.py \
+		tests/test_full_disk.py tests/test_faults_cli.py tests/test_rebuild.py tests/test_crash.py
 
 check: $(VENV)/.installed-dev  ## lint, format and types
 	$(BIN)/ruff check .
