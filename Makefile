@@ -7,11 +7,14 @@ BIN := $(VENV)/bin
 run: $(VENV)/.installed  ## open the page on the embedded model and a demo stream
 	$(BIN)/python app.py $(ARGS)
 
+# Two at a time, each on one thread; what one file sets up stays with one of them.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
+
 test: $(VENV)/.installed-dev  ## all tests
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 quick: $(VENV)/.installed-dev  ## the everyday tests
-	$(BIN)/python -m pytest -m "not slow and not browser"
+	$(PYTEST) -m "not slow and not browser"
 
 # Beside the others, not among them: transformers would prefer it, and it does not import beside a CPU-only torch as it is.
 TORCHVISION := $(VENV)/torchvision-0.28.0
