@@ -9,7 +9,8 @@ from weakref import WeakSet
 import pytest
 import torch
 from checkpoints import save_qwen3_vl
-from families import BUILDERS, conformance
+from everyday import everyday
+from families import BUILDERS, EVERYDAY, conformance
 
 from data.errors import MemoryBankError
 from data.frames import Frame
@@ -54,7 +55,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     return folder
 
 
-@pytest.fixture(scope="session", params=FAMILIES)
+@pytest.fixture(scope="session", params=everyday(FAMILIES, EVERYDAY))
 def family(request: pytest.FixtureRequest) -> str:
     return request.param
 

@@ -29,6 +29,8 @@ BUILDERS: dict[str, Callable[[Path], Path]] = {
     "video_llama_3": checkpoints.save_video_llama_3,
 }
 """Under the name that `model_adapters.registry.FAMILIES` has for it."""
+EVERYDAY = ("qwen3_vl", "qwen2_5_vl", "qwen2_vl", "llava_onevision", "internvl", "smolvlm", "video_llama_3")
+"""One of each kind: what stands for all in the everyday run."""
 EXPERTS = ("qwen3_vl_moe", "qwen3_omni_moe", "qwen3_omni_moe_thinker")
 
 
