@@ -28,6 +28,7 @@ from model_adapters.decoder import DecoderAdapter
 from model_adapters.fingerprint import fingerprint
 from model_adapters.preprocess import PixelSpec
 from model_adapters.stock_model import load_model, load_tokenizer
+from model_adapters.weights import AGAIN
 
 MARKS = ("\u2063question\u2063", "\u2063answer\u2063", "\u2063next\u2063")
 """Stand for what is said while the chat template is rendered, to be split at; no template contains them."""
@@ -129,7 +130,7 @@ class StockAdapter(DecoderAdapter):
         """The chat template's text before the video, between it and the question, between question and answer, between an
         answer and the next question, and after the last question."""
         if not self.tokenizer.chat_template:
-            raise AdapterError(f"{self.info.name} has no chat template (chat_template.jinja); download the checkpoint again")
+            raise AdapterError(f"{self.info.name} has no chat template (chat_template.jinja); {AGAIN}")
         question, answer, following = ({"type": "text", "text": mark} for mark in MARKS)
         rendered = self.tokenizer.apply_chat_template(
             [
@@ -207,6 +208,4 @@ def belongs_together(name: str, spec: Any, vision: Any) -> None:
     for ours, its in (("patch_size", "patch_size"), ("merge_size", "spatial_merge_size"), ("temporal_patch_size",) * 2):
         wanted, given = getattr(vision, its, None), getattr(spec, ours, None)
         if isinstance(spec, PixelSpec) and wanted is not None and wanted != given:
-            raise AdapterError(
-                f"the processor of {name} has {ours} {given}, and its config.json {wanted}; download the checkpoint again"
-            )
+            raise AdapterError(f"the processor of {name} has {ours} {given}, and its config.json {wanted}; {AGAIN}")

@@ -17,8 +17,7 @@ from transformers.utils import logging as transformers_logging
 
 from data.errors import AdapterError
 from model_adapters import attention
-
-AGAIN = "download the checkpoint again"
+from model_adapters.weights import AGAIN
 
 log = logging.getLogger(__name__)
 
