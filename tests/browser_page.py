@@ -111,8 +111,18 @@ class Page:
         )
 
     def ask(self, question: str) -> None:
+        """Ask as a person does: a page that was still busy with the answer before keeps the text, and Enter is pressed again."""
+        from playwright.sync_api import TimeoutError as NotYet
+
         self.page.fill("#question textarea", question)
-        self.page.press("#question textarea", "Enter")
+        for last in (False, False, True):
+            self.page.press("#question textarea", "Enter")
+            try:
+                self.page.wait_for_function("document.querySelector('#question textarea').value === ''", timeout=10_000)
+                return
+            except NotYet:
+                if last:
+                    raise
 
     def tab(self, name: str) -> None:
         tab = self.page.get_by_role("tab", name=name)

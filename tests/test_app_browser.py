@@ -245,10 +245,15 @@ def test_earlier_answers_show_their_moments_again_and_the_chat_can_be_cleared(pa
     early = page.text("#chips .vs-note")
     page.wait('#timeline [data-chunk="24"]')
     page.ask("second")
-    page.page.wait_for_function("old => document.querySelector('#chips .vs-note')?.innerText !== old", arg=early)
-    page.wait("#ask:not([disabled])")
+    page.page.wait_for_selector("#chat .bot >> nth=1 >> text=word3")
+    late = page.text("#chips .vs-note")
+    assert late != early
     page.page.click("#chat .bot .message-content >> nth=0")
     page.wait_text("#chips .vs-note", early)
+    page.wait("#ask:not([disabled])")
+    assert page.text("#chips .vs-note") == early, "the end of an answer leaves what is looked at"
+    page.page.click("#chat .bot .message-content >> nth=1")
+    page.wait_text("#chips .vs-note", late)
     page.page.click("#chat button[aria-label=Clear], #chat button[title=Clear]")
     page.wait_text("#chips", "appear here")
     page.ask("third")

@@ -123,6 +123,7 @@ class Handlers:
             return
         dialogue, index = tab.dialogue, len(tab.dialogue)
         dialogue.append(Exchange(question))
+        tab.shown = index
         yield (
             messages(dialogue),
             chips_html([], tab.thumbnail, "Looking for the moments…"),
@@ -137,7 +138,7 @@ class Handlers:
                 first = dialogue[index].answer is None
                 dialogue[index] = Exchange(question, answer)
                 if first:
-                    yield (messages(dialogue), *self._evidence(tab, dialogue[index]), *self._unchanged(3))
+                    yield (messages(dialogue), *self._evidence_of(tab, index, dialogue[index]), *self._unchanged(3))
                 elif not answer.done:
                     yield (messages(dialogue), *self._unchanged(5))
             if answer and not answer.done:
@@ -148,7 +149,7 @@ class Handlers:
             # A new stream was started or the conversation was cleared meanwhile: this answer belongs to neither.
             yield (messages(tab.dialogue), *self._unchanged(3), *idle)
             return
-        yield (messages(dialogue), *self._evidence(tab, dialogue[index]), gr.skip(), *idle)
+        yield (messages(dialogue), *self._evidence_of(tab, index, dialogue[index]), gr.skip(), *idle)
 
     def stop_answer(self, request: gr.Request) -> None:
         try:
@@ -171,9 +172,11 @@ class Handlers:
         """An earlier message was chosen. Returns its chips and the timeline with its marks."""
         try:
             tab = self.studio.tab(key_of(request))
-            exchange = tab.dialogue[_message_of(event) // 2]
+            index = _message_of(event) // 2
+            exchange = tab.dialogue[index]
         except (VStreamError, IndexError):
             return self._unchanged(2)
+        tab.shown = index
         return self._evidence(tab, exchange)
 
     def close(self, request: gr.Request) -> None:
@@ -183,6 +186,10 @@ class Handlers:
     def _pieces(self, tab: Tab) -> Updates:
         pieces = fresh(tab)
         return tuple(pieces.get(name, gr.skip()) for name in ("stage", "telemetry", "timeline"))
+
+    def _evidence_of(self, tab: Tab, index: int, exchange: Exchange) -> Updates:
+        """The evidence of an answer that is being written, unless an earlier one is being looked at meanwhile."""
+        return self._evidence(tab, exchange) if tab.shown == index else self._unchanged(2)
 
     def _evidence(self, tab: Tab, exchange: Exchange) -> Updates:
         """The chips of an answer, and the timeline with its chunks marked."""

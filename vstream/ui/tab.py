@@ -55,8 +55,10 @@ class Tab:
         self.feeder: Feeder | None = None
         self.is_upload = False
         self.dialogue: list[Exchange] = []
+        self.shown = 0
+        """Which answer of the conversation the chips and the marks belong to."""
         self.marked: frozenset[int] = frozenset()
-        """Chunks behind the answer whose evidence is shown."""
+        """The chunks behind that answer."""
         self.moment: int | None = None
         """The past chunk that is on the stage; None: the newest frame."""
         self.sent: dict[str, object] = {}
