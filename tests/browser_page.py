@@ -111,7 +111,7 @@ class Page:
         )
 
     def ask(self, question: str) -> None:
-        """Ask as a person does: a page that was still busy with the answer before keeps the text, and Enter is pressed again."""
+        """Ask as a person does: a page still busy with the answer before keeps the text, and Enter is pressed again."""
         from playwright.sync_api import TimeoutError as NotYet
 
         self.page.fill("#question textarea", question)
