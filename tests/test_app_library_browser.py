@@ -53,19 +53,23 @@ def studio(browser: Any, library: Path) -> Studio:
 
 
 def choose(page: Page, words: str) -> str:
-    """Choose the saved memory whose line begins with `words`. Returns the line."""
+    """Choose the saved memory whose line has `words` in it. Returns the line."""
+    from playwright.sync_api import TimeoutError as NotYet
+
     page.tab("Demo")
     page.tab("Library")
     option = page.page.locator("ul[role=listbox] li", has_text=words).first
-    for _ in range(40):  # The choices come when the tab is opened; a list that is open already does not take them up.
+    for _ in range(30):  # The choices come when the tab is opened; they close a list that is open, or do not get into it.
         page.page.click("#saved input")
-        page.page.wait_for_timeout(300)
-        if option.count():
-            break
-        page.page.keyboard.press("Escape")
-    line = option.inner_text().strip()
-    option.click()
-    return line
+        try:
+            option.click(timeout=1000)
+            page.page.wait_for_function(
+                "w => document.querySelector('#saved input').value.includes(w)", arg=words, timeout=1000
+            )
+            return page.page.input_value("#saved input")
+        except NotYet:
+            page.page.keyboard.press("Escape")
+    pytest.fail(f"no saved memory with {words!r} can be chosen")
 
 
 def opened(page: Page, words: str) -> None:

@@ -10,6 +10,9 @@ from vstream.watches.base import Findings, Watch, WatchDecision
 
 CONFIRM_THRESHOLD = 0.85
 """Least mean likelihood per token of the confirming answer: one doubtful word among four pulls the mean below it."""
+SURE_THRESHOLD = 0.999
+"""From this likelihood on one look is enough. What is taken for another thing while it enters has been 0.998 likely; one in
+twenty true ones is below, and waits for a second look."""
 
 
 class WatchState:
@@ -17,10 +20,10 @@ class WatchState:
 
     def __init__(self, watch: Watch, prompts: Prompts) -> None:
         self.watch = watch
-        self.needed, self.looks_allowed = watch.rules.looks(prompts.confirm_looks)
         self.begins_only = prompts.begins_only
         self.asks_again = bool(prompts.confirm and watch.condition.subject)
         """Whether a "yes" is confirmed by a question of another kind."""
+        self.needed, self.looks_allowed = watch.rules.looks(2 if self.asks_again else 1, prompts.confirm_looks)
         self.done = False
         self.clip_start_seconds = 0.0
         self.score = 0.0
@@ -80,11 +83,13 @@ class WatchState:
         least = CONFIRM_THRESHOLD if self.asks_again else self.watch.rules.threshold
         self._looks.append((found or 0.0) >= least)
         num_yes, num = sum(self._looks), len(self._looks)
-        words = f"the model says yes ({self.score:.2f}); {num_yes} of {num} looks confirm it"
-        if num_yes < self.needed and num_yes + self.looks_allowed - num >= self.needed:
+        sure = self.asks_again and self.watch.rules.confirm is None and (found or 0.0) >= SURE_THRESHOLD
+        words = f"the model says yes ({self.score:.2f}); {num_yes} of {num} looks confirm it" + ", and is sure" * sure
+        enough = sure or num_yes >= self.needed
+        if not enough and num_yes + self.looks_allowed - num >= self.needed:
             return self._said(findings, "declined", f"{words}, {self.needed} of {self.looks_allowed} are needed: waiting")
         self._looks = []
-        if num_yes < self.needed:
+        if not enough:
             return self._said(findings, "declined", f"{words}, {self.needed} of {self.looks_allowed} were needed")
         return self._fire(findings, words)
 
