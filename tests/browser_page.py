@@ -124,6 +124,20 @@ class Page:
                 if last:
                     raise
 
+    def answer(self, question: str) -> str:
+        """Ask, and wait for the whole answer."""
+        said = self.page.locator("#chat .bot .message-content")
+        num_before = said.count()
+        self.page.wait_for_selector("#ask:not([disabled])")
+        self.ask(question)
+        self.page.wait_for_function(
+            "n => { const said = document.querySelectorAll('#chat .bot .message-content');"
+            " return said.length > n && said[n].innerText.trim() !== '…' && !document.querySelector('#ask').disabled; }",
+            arg=num_before,
+            timeout=60_000,
+        )
+        return said.last.inner_text().strip()
+
     def tab(self, name: str) -> None:
         tab = self.page.get_by_role("tab", name=name)
         if not tab.count():  # a narrow page keeps its last tabs in a menu

@@ -79,20 +79,6 @@ def opened(page: Page, words: str) -> None:
     page.tab("Chat")
 
 
-def answer_of(page: Page, question: str) -> str:
-    """The finished answer to a question."""
-    said = page.page.locator("#chat .bot .message-content")
-    num_before = said.count()
-    page.wait("#ask:not([disabled])")
-    page.ask(question)
-    page.page.wait_for_function(
-        "n => document.querySelectorAll('#chat .bot .message-content').length > n && !document.querySelector('#ask').disabled",
-        arg=num_before,
-        timeout=60_000,
-    )
-    return said.last.inner_text().strip()
-
-
 def chunks_behind(page: Page) -> set[int]:
     return {int(chip.get_attribute("data-chunk") or -1) for chip in page.page.query_selector_all("#chips [data-chunk]")}
 
@@ -105,7 +91,7 @@ def test_a_reload_goes_on_and_what_came_before_is_asked_about(page: Page, studio
     page.wait('#timeline [data-chunk="2"]')
     page.wait('#timeline [data-chunk="16"]', 60)
     assert len(studio.saved()) == before, "no second memory of the same stream"
-    assert answer_of(page, f"when did the {FIRST.name} appear ?") == f"at {FIRST.start_seconds} s"
+    assert page.answer(f"when did the {FIRST.name} appear ?") == f"at {FIRST.start_seconds} s"
     assert chunks_behind(page) & set(range(FIRST.start_seconds, FIRST.end_seconds))
     page.shoot("library-continued")
 
@@ -114,7 +100,7 @@ def test_a_span_is_forgotten_and_the_answer_with_it(page: Page, library: Path) -
     question = f"when did the {NEEDLE.name} appear ?"
     seen = set(range(NEEDLE.start_seconds, NEEDLE.end_seconds))
     opened(page, "whole film")
-    assert answer_of(page, question) == f"at {NEEDLE.start_seconds} s"
+    assert page.answer(question) == f"at {NEEDLE.start_seconds} s"
     assert chunks_behind(page) & seen and page.page.query_selector(f'#timeline [data-chunk="{NEEDLE.start_seconds}"]')
     line = choose(page, "whole film")
     assert "03:00 long" in line
@@ -133,7 +119,7 @@ def test_a_span_is_forgotten_and_the_answer_with_it(page: Page, library: Path) -
         if again:
             opened(page, "whole film")
         page.tab("Chat")
-        assert answer_of(page, question) != f"at {NEEDLE.start_seconds} s"
+        assert page.answer(question) != f"at {NEEDLE.start_seconds} s"
         assert not chunks_behind(page) & seen
         for second in seen:
             assert not page.page.query_selector(f'#timeline [data-chunk="{second}"]')
@@ -161,7 +147,7 @@ def test_a_damaged_memory_says_so_and_the_others_stay_usable(page: Page) -> None
         assert page.page.query_selector("#stage .vs-state-live"), "what was watched goes on"
     page.shoot("library-damaged")
     opened(page, "thinned film")
-    assert answer_of(page, "what is on screen now ?")
+    assert page.answer("what is on screen now ?")
 
 
 def test_a_memory_is_pinned_and_the_library_says_how_full_it_is(page: Page, studio: Studio) -> None:
