@@ -116,6 +116,7 @@ def test_the_kit_notices_what_is_wrong(saved: Callable[[str], Path]) -> None:
     assert {"keys moved", "retrieved = in the window"} <= failed(deaf_tap)
 
 
+@pytest.mark.slow
 def test_check_prints_a_table_and_tells_by_its_exit_code(saved, tmp_path, capsys, monkeypatch) -> None:
     folder = saved("qwen2_vl")
     assert check.main([str(folder)]) == 0

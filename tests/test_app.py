@@ -349,6 +349,7 @@ def test_bad_uploads_and_seeds_are_messages(studio: Studio, tmp_path: Path) -> N
             studio.start_demo("a", seed, 1.0)
 
 
+@pytest.mark.slow
 def test_camera_frames_start_a_stream_until_it_is_stopped(studio: Studio, monkeypatch: pytest.MonkeyPatch) -> None:
     tab = studio.open("a")
     world = make_world(5, 30)
@@ -455,6 +456,7 @@ def certified(tmp_path: Path) -> Callable[[str], tuple[str, str]]:
     return make
 
 
+@pytest.mark.slow
 def test_a_certificate_that_cannot_be_used_is_one_line_and_exit_2(
     certified: Callable[..., tuple[str, str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -95,6 +95,7 @@ def test_alerts_come_as_events_each_once(studio: Studio) -> None:
         assert json.loads(data.removeprefix("data: ")) == alert.row() | clip
 
 
+@pytest.mark.slow
 def test_events_are_served_to_who_may_have_them(studio: Studio) -> None:
     pytest.importorskip("gradio")
     studio.open("c")

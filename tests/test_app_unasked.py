@@ -55,6 +55,7 @@ def test_alerts_and_words_are_shown_escaped() -> None:
     assert EVIL not in said and said.index("01:01") < said.index("first")
 
 
+@pytest.mark.slow
 def test_a_page_watches_and_comments_and_exports(studio: Studio, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     pytest.importorskip("gradio")
     from vstream.ui.unasked import UnaskedHandlers

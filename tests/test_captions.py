@@ -169,6 +169,7 @@ def variable(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_world(world, tmp_path_factory.mktemp("said") / "world.mp4", fps=15, jitter_seconds=0.05)
 
 
+@pytest.mark.slow
 def test_comment_on_a_file_with_a_variable_rate(variable: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out, clip = tmp_path / "said.jsonl", tmp_path / "clip.mp4"
     assert main(["comment", str(variable), "--out", str(out), "--burn", str(clip)]) == 0

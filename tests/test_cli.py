@@ -206,6 +206,7 @@ ROWS = [
 ]
 
 
+@pytest.mark.slow
 def test_every_row_gets_the_answer_that_ask_gives(model, tmp_path, capsys) -> None:
     out = tmp_path / "answers.jsonl"
     assert code_of(["batch", str(table(tmp_path / "q.jsonl", ROWS)), "--out", str(out), *model]) == 0
@@ -285,6 +286,7 @@ class Counting:
         monkeypatch.setattr(batch, "_answered", count)
 
 
+@pytest.mark.slow
 def test_a_stopped_run_resumes(model, tmp_path, monkeypatch, capsys) -> None:
     questions, out = table(tmp_path / "q.jsonl", ROWS), tmp_path / "answers.jsonl"
     argv = ["batch", str(questions), "--out", str(out), *model]

@@ -243,6 +243,7 @@ def embedded() -> ModelAdapter:
     return load_adapter("embedded")
 
 
+@pytest.mark.slow
 def test_commentary_on_the_world(embedded: ModelAdapter) -> None:
     """Entries and exits are told in their second, and hardly anything else is."""
     world = make_world(seed=12, seconds=20, side=128)

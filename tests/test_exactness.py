@@ -159,6 +159,7 @@ def test_5_frames_after_t_never_change_an_answer_at_t(exact_adapter, frames, dro
             assert all(e.end_seconds <= at for e in session.answer(QUESTION, at).evidence)
 
 
+@pytest.mark.slow
 def test_6_a_cancelled_answer_leaves_no_trace(exact_adapter, frames) -> None:
     config = SessionConfig(window_seconds=3, top_k=3, max_new_tokens=12)
     quiet, asked = StreamSession(exact_adapter, config), StreamSession(exact_adapter, config)

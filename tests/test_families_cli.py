@@ -111,6 +111,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return BUILDERS["qwen2_5_vl"](tmp_path_factory.mktemp("whole") / "model")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage,words", BAD, ids=lambda value: getattr(value, "__name__", ""))
 def test_a_model_that_cannot_be_used_is_one_line(damage, words: str, whole: Path, tmp_path: Path, capsys) -> None:
     folder = Path(shutil.copytree(whole, tmp_path / "model"))

@@ -56,6 +56,7 @@ FAULTS: list[tuple[Callable[[Path], None], str]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("spoil", "words"), FAULTS, ids=[spoil.__name__ for spoil, _ in FAULTS])
 def test_every_command_says_what_is_wrong_in_one_line(
     random_adapter, random_folder, frames, tmp_path: Path, capsys, spoil: Callable[[Path], None], words: str

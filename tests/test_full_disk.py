@@ -170,6 +170,7 @@ def test_the_commands_on_a_full_disk(disk: Path, random_folder, capsys: pytest.C
     assert not (disk / "other").exists()
 
 
+@pytest.mark.slow
 def test_the_commands_on_a_read_only_disk(disk: Path, random_folder, capsys: pytest.CaptureFixture[str]) -> None:
     shared = ("--model", random_folder, "--max-new-tokens", 4)
     assert run(capsys, "ask", WORLD, QUESTION, "--memory", disk / "m", *shared)[0] == 0

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from everyday import everyday
 from test_memory_stores import same
 from test_remembered import QUESTION, SMALL, said
 
@@ -41,7 +40,8 @@ def watch(adapter, folder: Path | None, config: SessionConfig, stops: list[int])
     return session
 
 
-@pytest.mark.parametrize("dropping", everyday(DROPPING), ids=lambda d: "-".join(map(str, d.values())))
+@pytest.mark.slow
+@pytest.mark.parametrize("dropping", DROPPING, ids=lambda d: "-".join(map(str, d.values())))
 def test_what_is_stored_and_answered_is_as_if_it_had_never_been_left(random_adapter, tmp_path: Path, dropping: dict) -> None:
     config = SMALL.replace(window_seconds=2, **dropping)
     with (

@@ -51,6 +51,7 @@ def watched(studio: Studio, key: str) -> Tab:
     return tab
 
 
+@pytest.mark.slow
 def test_a_saved_memory_is_opened_without_its_source(studio: Studio) -> None:
     tab = watched(studio, "a")
     *_, before = tab.ask(QUESTION)

@@ -56,6 +56,7 @@ def test_a_private_url_needs_leave(web: str, random_folder: Path, capsys: pytest
     assert err.count("\n") == 1 and "--allow-private-hosts" in err
 
 
+@pytest.mark.slow
 def test_questions_while_a_world_runs_against_the_clock(random_adapter) -> None:
     source = open_source("world:?seed=4&seconds=6&speed=2&side=96")
     with StreamSession(random_adapter, SessionConfig(max_new_tokens=4)) as session:

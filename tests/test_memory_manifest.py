@@ -61,6 +61,7 @@ def written_on(folder: Path) -> DurableBank:
     return bank
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "damage",
     [

@@ -49,6 +49,7 @@ def test_the_quota_lets_the_oldest_kv_go_and_keeps_time_and_picture(tmp_path: Pa
     again.close()
 
 
+@pytest.mark.slow
 def test_a_full_quota_thins_old_chunks_in_steps_and_reopening_knows_them(tmp_path: Path) -> None:
     bank = stored_bank(tmp_path / "m", 0, 60_000, disk_bytes=400_000, segment_bytes=20_000, thinning=THINNING)
     dropped: list[int] = []

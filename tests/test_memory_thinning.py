@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from everyday import everyday
 from test_memory_stores import chunk, same
 
 from data.errors import ConfigError, MemoryBankError
@@ -116,8 +115,9 @@ def test_ram_thins_by_the_book(seed: int) -> None:
     bank.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["native", "int4", "entropy"])
-@pytest.mark.parametrize("seed", everyday(range(3)))
+@pytest.mark.parametrize("seed", range(3))
 def test_disk_keeps_to_its_budget_and_the_past_gets_coarser(tmp_path: Path, name: str, seed: int) -> None:
     rng = random.Random(seed)
     budget = 70_000 if name == "native" else 30_000

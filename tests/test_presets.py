@@ -81,6 +81,7 @@ def test_frames_are_made_no_larger_than_asked(random_folder, random_adapter) -> 
         load_adapter(str(random_folder), device="cpu", max_pixels=100)
 
 
+@pytest.mark.slow
 def test_flash_vstream_runs_as_the_qwen2_vl_that_its_weights_are(tmp_path, caplog) -> None:
     """Its config as its released code writes it: types and classes of its own, and settings of a memory without weights."""
     plain = save_qwen2_vl(tmp_path / "plain")

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from everyday import everyday
 
 from data.errors import ConfigError, MemoryBankError, QuestionError
 from data.frames import Frame
@@ -38,7 +39,7 @@ def said(answer: Answer, tiers: bool = False) -> tuple:
     return answer.text, answer.asked_at_seconds, evidence, answer.num_context_tokens
 
 
-@pytest.mark.parametrize("retrieval", ["key_similarity", "per_layer", "uniform", "none"])
+@pytest.mark.parametrize("retrieval", everyday(["key_similarity", "per_layer", "uniform", "none"]))
 def test_a_reopened_memory_answers_as_the_session_did(random_adapter, frames, tmp_path: Path, retrieval: str) -> None:
     config = SMALL.replace(retrieval=retrieval)
     times = (None, 2.0, 5.5, 9.0)
@@ -177,6 +178,7 @@ def run(capsys: pytest.CaptureFixture[str], *args: object) -> tuple[int, str, st
     return code, out, err
 
 
+@pytest.mark.slow
 def test_ask_remembers_and_answers_without_the_source(random_folder, tmp_path: Path, capsys) -> None:
     shared = ("--model", random_folder, "--max-new-tokens", 4, "--json")
     code, out, _ = run(capsys, "ask", WORLD, QUESTION, "--memory", tmp_path / "m", "--drop", "off", *shared)

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from everyday import everyday
 from stored import fill, stored_bank
 from test_library import wait_for
 from test_memory_stores import same
@@ -59,6 +60,7 @@ def readable(folder: Path) -> int:
         bank.close()
 
 
+@pytest.mark.slow
 def test_what_was_watched_longest_ago_gives_way_first(tmp_path: Path) -> None:
     made = shelf_of(tmp_path, 4)
     before = {folder: bytes_of(folder) for folder in made}
@@ -76,7 +78,7 @@ def test_what_was_watched_longest_ago_gives_way_first(tmp_path: Path) -> None:
     assert room.num_bytes == sum(map(bytes_of, memories(tmp_path))) <= before[made[3]] + before[made[2]]
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", everyday(range(4)))
 def test_pinned_open_foreign_and_damaged_memories_never_give_way(tmp_path: Path, seed: int) -> None:
     """Whatever the limit: those that may not give way are as they were, and the others have gone if that is needed."""
     rng = random.Random(seed)
@@ -179,6 +181,7 @@ def test_an_open_stream_stays_within_its_share(studio: Studio, random_adapter: M
     library.close(one)
 
 
+@pytest.mark.slow
 def test_where_nothing_may_give_way_a_stream_goes_on_without_being_remembered(studio: Studio, random_adapter) -> None:
     library = studio.library
     assert library is not None

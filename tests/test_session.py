@@ -148,6 +148,7 @@ def test_the_open_chunk_matters_and_its_kv_is_that_of_its_frames(random_adapter,
         assert torch.equal(stored.keys, partial.keys) and torch.equal(stored.values, partial.values)
 
 
+@pytest.mark.slow
 def test_asking_changes_nothing_that_is_stored(random_adapter, frames) -> None:
     config = SMALL.replace(drop_target=0.5)
     with fed(random_adapter, [], config) as quiet, fed(random_adapter, [], config) as asked:
@@ -363,6 +364,7 @@ def test_a_budget_below_one_chunk_stores_and_indexes_nothing(random_adapter, fra
 # Threads and shared models
 
 
+@pytest.mark.slow
 def test_asking_while_the_stream_goes_on(random_adapter, frames) -> None:
     """Answers at a past moment stay what they are, answers about now see no hole, and the stream is stored as ever."""
     world = make_world(seed=8, seconds=60, side=96)
@@ -408,6 +410,7 @@ def test_asking_while_the_stream_goes_on(random_adapter, frames) -> None:
     quiet.close()
 
 
+@pytest.mark.slow
 def test_sessions_that_share_a_model_do_not_mix(random_adapter) -> None:
     streams = [list(make_world(seed=seed, seconds=10, side=96).frames(2.0)) for seed in (1, 2)]
     alone = []

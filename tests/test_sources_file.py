@@ -119,6 +119,7 @@ def test_slots_are_the_rule_of_sample() -> None:
         assert [t for t in pts if slots.due(float(t))] == kept
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_length(tmp_path: Path) -> None:
     path = write_video(tmp_path / "still.mp4", seconds=60, fps=10, size=(320, 240), still=True, gop=100)
     tracemalloc.start()
@@ -293,6 +294,7 @@ def test_real_clips_match_an_independent_decode(name: str, reader: str) -> None:
     check_against_reference(VIDEOS / name, 2.0, reader)
 
 
+@pytest.mark.slow
 @needs_videos
 def test_real_bad_files_and_long_ones() -> None:
     for name, words in (("edge/invalid-bitstream.webm", "decoded"), ("edge/sample_audio_only.mp4", "no video stream")):

@@ -28,6 +28,7 @@ def open_web(url: str, **settings: float) -> LiveSource:
     return source
 
 
+@pytest.mark.slow
 def test_rtsp_plays_in_order_to_its_end(rtsp: Callable[..., str]) -> None:
     with listen(rtsp(24)) as source:
         assert source.info.live and source.info.kind == "live" and source.info.codec == "h264"
@@ -51,6 +52,7 @@ def test_rtsp_newest_frames_win_and_drops_are_counted(rtsp: Callable[..., str], 
     assert len(rest) + 1 + source.stats.frames_dropped >= 34
 
 
+@pytest.mark.slow
 def test_rtsp_reconnects_and_time_goes_on(rtsp: Callable[..., str]) -> None:
     port = free_port()
     with listen(rtsp(12, port), reconnect_attempts=1, backoff_seconds=0.1) as source:
@@ -96,6 +98,7 @@ def test_a_stream_without_a_picture_yet_is_opened_again(tmp_path: Path) -> None:
     assert len(list(parts)) == 9 - 3
 
 
+@pytest.mark.slow
 def test_close_ends_a_silent_stream_at_once(rtsp: Callable[..., str]) -> None:
     source = listen(rtsp(2000))
     frames = source.frames(1)
@@ -154,6 +157,7 @@ def test_a_file_over_http_is_used_frame_by_frame(web: str, tmp_path: Path) -> No
     assert len(frames) == 40 and source.stats.frames_dropped == 0
 
 
+@pytest.mark.slow
 def test_live_hls_ends_when_its_playlist_is_closed(web: str, tmp_path: Path) -> None:
     playlist = write_hls(tmp_path, live=True)
     with open_web(f"{web}/stream.m3u8", reconnect_attempts=1) as source:

@@ -13,7 +13,6 @@ from typing import Any, cast
 import pytest
 import torch
 from accelerate.hooks import AlignDevicesHook, ModelHook, add_hook_to_module
-from everyday import everyday
 from families import BUILDERS, EXPERTS
 from pretend_devices import dispatched, pretended
 
@@ -64,7 +63,8 @@ def rebuilt(adapter: StockAdapter, model: Any) -> StockAdapter:
 EVERYDAY = ("qwen3_vl", "qwen2_5_vl", "internvl")
 
 
-@pytest.mark.parametrize("family", everyday(BUILDERS, EVERYDAY))
+@pytest.mark.slow
+@pytest.mark.parametrize("family", BUILDERS)
 def test_a_model_over_two_devices_is_the_same_model(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # torch's own causal bias cannot be made where devices are pretended.
     dense = lambda queries, keys: torch.ones(queries, keys, dtype=torch.bool).tril(keys - queries)  # noqa: E731

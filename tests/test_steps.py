@@ -103,6 +103,7 @@ def test_the_logits_of_every_step_are_those_of_one_forward(adapter: StockAdapter
     assert context.num_tokens == built(adapter, 4).num_tokens + run.num_tokens + 12
 
 
+@pytest.mark.slow
 def test_cancelled_and_interleaved_answers_leave_no_trace(adapter: StockAdapter) -> None:
     expected = [asked(adapter, length, 6) for length in (2, 2, 35)]
     graphs(adapter)
@@ -120,6 +121,7 @@ def test_cancelled_and_interleaved_answers_leave_no_trace(adapter: StockAdapter)
         same(((list(told), context.num_tokens, context.next_position), (*context.read(), trace.weights)), result)
 
 
+@pytest.mark.slow
 def test_a_session_answers_alike(adapter: StockAdapter, frames: list[Frame]) -> None:
     """Evidence and all; `per_layer` brings each layer chunks of its own, which no step takes."""
     for retrieval in ("key_similarity", "per_layer"):
@@ -161,6 +163,7 @@ def test_a_spread_model_has_no_graphs(random_folder: Path, caplog) -> None:
     assert Steps(adapter, "auto").kind == "off" and Steps(adapter, "off").words == "one operation at a time"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 def test_an_attention_of_transformers_decodes_alike(attention: str, random_folder: Path, caplog) -> None:
     """A mask that is added to the scores cannot be the one of a step: such an attention has none, and that is told."""

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from everyday import everyday
 from families import BUILDERS
 
 from data.frames import Frame
@@ -51,7 +52,7 @@ def watched(adapter: ModelAdapter, frames: list[Frame], config: SessionConfig, w
     return session
 
 
-@pytest.mark.parametrize("drop", DROPS, ids=lambda drop: "-".join(map(str, drop.values())))
+@pytest.mark.parametrize("drop", everyday(DROPS), ids=lambda drop: "-".join(map(str, drop.values())))
 def test_what_is_stored_is_what_one_by_one_stores(random_adapter: ModelAdapter, frames: list[Frame], drop, monkeypatch) -> None:
     config = SessionConfig(window_seconds=3, **drop)
     tower = Tower(random_adapter, monkeypatch)

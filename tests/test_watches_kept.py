@@ -158,6 +158,7 @@ def test_where_they_cannot_be_written_the_stream_goes_on(
         assert log_of(session) == expected, "what waited was written when it could be"
 
 
+@pytest.mark.slow
 def test_the_command_goes_on_with_what_its_memory_watches_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     argv = ["watch", "world:?seed=12&seconds=20&speed=0", "--memory", str(tmp_path / "m"), "--json"]
     log = tmp_path / "log.jsonl"
