@@ -12,9 +12,10 @@ import pytest
 from data.questions import comment_at
 from data.world import Background, Stay, World
 from eval.gates import Firing
-from eval.proactive import Tally, score_comments, score_watches, watched_names
+from eval.proactive import watched_names
 from eval.run import main
 from eval.scenes import KINDS, make_scene
+from eval.schedule import Tally, score_comments, score_watches
 from vstream.commentary import Utterance
 
 ROUND = {"direction": "left", "radius": 0.2, "mid_x": 0.5, "mid_y": 0.5, "speed": 0.1}
