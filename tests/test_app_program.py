@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import shutil
+import signal
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -114,3 +117,20 @@ def test_the_program_itself_exits_2_without_a_traceback() -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2 and done.stdout == ""
     assert len(done.stderr.strip().splitlines()) == 1 and "--token" in done.stderr
+
+
+@pytest.mark.slow
+def test_ending_it_twice_closes_it_once_without_a_traceback() -> None:
+    """As where `make` and the terminal both pass a signal on."""
+    pytest.importorskip("gradio")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    command = [sys.executable, "app.py", "--port", port]
+    running = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert running.stdout is not None and port in running.stdout.readline()
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGTERM, signal.SIGINT):
+        running.send_signal(number)
+        time.sleep(0.01)
+    out, err = running.communicate(timeout=60)
+    assert (running.returncode, out, err) == (0, "", "")
