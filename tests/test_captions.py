@@ -182,6 +182,20 @@ def test_comment_on_a_file_with_a_variable_rate(variable: Path, tmp_path: Path, 
     assert capsys.readouterr().out == "", "progress and counts go to stderr"
 
 
+def test_a_clip_is_read_as_far_as_it_is_burnt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    frames, read = WorldSource.frames, []
+
+    def counted(source: WorldSource, fps: float, start_seconds: float = 0.0) -> Iterator[Frame]:
+        for frame in frames(source, fps, start_seconds):
+            read.append(frame.pts_seconds)
+            yield frame
+
+    monkeypatch.setattr(WorldSource, "frames", counted)
+    argv = ["comment", "world:?seed=12&seconds=60&speed=0", "--until", "2", "--out", str(tmp_path / "said.vtt")]
+    assert main([*argv, "--burn", str(tmp_path / "clip.mp4")]) == 0
+    assert max(read) < 3
+
+
 @pytest.mark.parametrize(("flags", "asked"), [([], 2), (["--poll-seconds", "0"], 6)])
 def test_comment_looks_as_often_as_it_is_told(
     flags: list[str], asked: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -153,7 +153,7 @@ def comment(args: argparse.Namespace) -> int:
     sys.stderr.write(f"{file.num_cues} cues in {args.out}\n")
     if args.burn:
         with open_source(args.source, allow_private_hosts=args.allow_private_hosts) as source:
-            frames = (frame for frame in source.frames(BURN_FPS) if frame.pts_seconds <= until)
+            frames = takewhile(lambda frame: frame.pts_seconds <= until, source.frames(BURN_FPS))
             burn(frames, [(c.start_seconds, c.end_seconds, c.text) for c in cues(said)], args.burn, BURN_FPS)
     return 0
 
