@@ -66,31 +66,49 @@ def watch(args: argparse.Namespace) -> int:
         source = opened.enter_context(open_source(args.source, allow_private_hosts=args.allow_private_hosts))
         log = opened.enter_context(TextFile(args.log, "--log")) if args.log else None
         with StreamSession(chosen_model(args).load(config.gpu_bytes), config, memory=args.memory) as session:
-            kept = {watch.condition.text.lower() for watch in session.unasked.watches.active}
-            if kept:
-                sys.stderr.write(f"this memory watches on: {', '.join(sorted(kept))}\n")
-            for words in args.when:
-                if parse_condition(words).text.lower() not in kept:
-                    session.watch(words, rules)
+            watches = session.unasked.watches
+            _set(session, args.when, rules)
             # What was decided before is in the memory, and in the log of that time.
-            session.unasked.watches.log.clear()
-            session.unasked.watches.on_alert = lambda alert: _tell(alert, args.json, hook)
+            watches.log.clear()
+            began = watches.rows()
+            watches.on_alert = lambda alert: _tell(alert, args.json, hook)
             try:
                 for _ in _watched(session, source, until):
-                    _keep_log(session.unasked.watches, log)
-                    if not session.unasked.watches.active and not session.writes:
+                    _keep_log(watches, log, began)
+                    if not watches.active and not session.writes:
                         sys.stderr.write("no watch is left: each has fired once, or expired\n")
                         break
             finally:
-                _keep_log(session.unasked.watches, log)
+                _keep_log(watches, log, began)
         _warn(source)
     return 0
 
 
-def _keep_log(watches: Watches, log: TextFile | None) -> None:
-    """Move the decisions so far to `log`."""
+def _set(session: StreamSession, conditions: Sequence[str], rules: WatchRules) -> None:
+    """Watch for `conditions` by `rules`. What the memory watches for by the same rules goes on, and all else that it does."""
+    watches = session.unasked.watches
+    kept = {watch.condition.text.lower(): watch for watch in watches.active}
+    on = dict(kept)
+    for words in conditions:
+        text = parse_condition(words).text.lower()
+        known = kept.pop(text, None)
+        if known is not None and known.rules == rules:
+            continue
+        if known is not None:
+            # What the command says goes before what the memory was told.
+            watches.remove(known.number)
+            del on[text]
+        session.watch(words, rules)
+    if on:
+        sys.stderr.write(f"this memory watches on: {', '.join(sorted(on))}\n")
+
+
+def _keep_log(watches: Watches, log: TextFile | None, began: dict[int, dict[str, object]]) -> None:
+    """Move the decisions so far to `log`. began: the watches as they were before; each stands beside its first decision."""
     while log and watches.log:
-        log.write(json.dumps(decision_row(watches.log.popleft())) + "\n")
+        decision = watches.log.popleft()
+        first = began.pop(decision.findings.watch, None)
+        log.write(json.dumps(decision_row(decision) | ({"began": first} if first else {})) + "\n")
 
 
 @contextmanager
