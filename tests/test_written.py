@@ -77,6 +77,14 @@ def test_what_is_printed_to_a_full_disk_is_one_line() -> None:
             print("nobody hears this, and nothing breaks")
 
 
+def test_what_an_encoding_lacks_and_a_closed_output_end_nothing(tmp_path: Path) -> None:
+    with open(tmp_path / "told", "w", encoding="latin-1") as out, printing(out):
+        print("2–3 s: a ☃ on a café table")
+    assert (tmp_path / "told").read_text("latin-1") == "2\\u20133 s: a \\u2603 on a café table\n"
+    with printing(None):
+        pass
+
+
 def test_whoever_reads_may_stop_reading() -> None:
     read, write = os.pipe()
     os.close(read)
