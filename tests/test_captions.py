@@ -5,11 +5,13 @@ from __future__ import annotations
 import html
 import json
 import re
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, cast
 
 import av
 import numpy as np
@@ -221,6 +223,28 @@ def test_what_was_said_before_a_kill_is_in_the_file(tmp_path: Path) -> None:
     child.wait()
     rows = read_vtt(out.read_text())
     assert len(rows) >= 3 and all(start < stop <= 600 for start, stop, _ in rows)
+
+
+def test_a_stream_that_is_stopped_from_outside_tells_what_was_begun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """SIGTERM, as a service gets it, in the middle of a sentence."""
+    frames, before = WorldSource.frames, signal.getsignal(signal.SIGTERM)
+
+    def stopped(source: WorldSource, fps: float, start_seconds: float = 0.0) -> Iterator[Frame]:
+        for frame in frames(source, fps, start_seconds):
+            if frame.pts_seconds >= 4:
+                signal.raise_signal(signal.SIGTERM)
+            yield frame
+
+    monkeypatch.setattr(WorldSource, "frames", stopped)
+    monkeypatch.setattr(ContinuousCommentator, "_speak", lambda engine, num_words: "and on")
+    # Whatever is not taken as Ctrl-C must not end the tests.
+    monkeypatch.setattr(signal, "raise_signal", lambda number: cast(Any, signal.getsignal(number))(number, None))
+    out = tmp_path / "said.srt"
+    argv = ["comment", "world:?seed=12&seconds=20&speed=0", "--engine", "continuous", "--out", str(out)]
+    assert main(argv) == 0 and "stopped\n1 cues" in capsys.readouterr().err
+    assert [text for *_, text in read_srt(out.read_text())] == ["and on"] and signal.getsignal(signal.SIGTERM) == before
 
 
 def test_a_stream_that_breaks_off_leaves_what_was_said(

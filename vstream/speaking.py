@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import signal
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import takewhile
@@ -201,7 +203,8 @@ def _written(session: StreamSession, watched: Iterator[None], file: CaptionFile,
 
 
 def _watched(session: StreamSession, source: Source, until: float) -> Iterator[None]:
-    """Feed the session up to stream time `until`, or to the end; yields after every chunk. Ctrl-C ends the stream, no more."""
+    """Feed the session up to stream time `until`, or to the end; yields after every chunk. Ctrl-C or SIGTERM end the stream, no
+    more."""
     total = until if math.isfinite(until) else source.info.duration_seconds
     joined = session.join(source.info.label, source.recording_key, source.place_key)
     if joined.words:
@@ -209,13 +212,27 @@ def _watched(session: StreamSession, source: Source, until: float) -> Iterator[N
     frames = takewhile(lambda frame: frame.pts_seconds <= until, source.frames(session.config.fps, joined.start_seconds))
     with Progress("watching", total) as progress:
         try:
-            for record in session.feed(frames, lambda: source.waits):
-                progress.update(record.last_pts_seconds - session.offset_seconds)
-                yield
+            with _interrupted_by_sigterm():
+                for record in session.feed(frames, lambda: source.waits):
+                    progress.update(record.last_pts_seconds - session.offset_seconds)
+                    yield
         except KeyboardInterrupt:
             sys.stderr.write("stopped\n")
         session.finish()
         yield
+
+
+@contextmanager
+def _interrupted_by_sigterm() -> Iterator[None]:
+    """Within it, SIGTERM is as Ctrl-C: what stops a service lets it tell what it has begun. Of the main thread only."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _tell(alert: Alert, as_json: bool, hook: Webhook | None) -> None:
