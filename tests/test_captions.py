@@ -118,10 +118,10 @@ def test_ffmpeg_reads_the_same_cues(tmp_path: Path, kind: str) -> None:
 
 def test_markdown_is_a_list_in_which_nothing_is_markup(tmp_path: Path) -> None:
     path = tmp_path / "said.md"
-    write_captions(path, [*SAID, Utterance(5.0, 6.0, "*a* [link](x)")])
+    write_captions(path, [*SAID, Utterance(5.0, 6.0, "*a* [link](x) &lt; ~~b~~")])
     lines = path.read_text().splitlines()
     assert lines[:3] == ["# Commentary", "", "- **00:00:00** a red circle appears"]
-    assert lines[-1] == "- **00:00:05** \\*a\\* \\[link\\](x)" and "\\<b\\>" in lines[4]
+    assert lines[-1] == "- **00:00:05** \\*a\\* \\[link\\](x) \\&lt; \\~\\~b\\~\\~" and "\\<b\\>" in lines[4]
 
 
 def test_cues_stay_to_be_read_but_never_into_the_next() -> None:
