@@ -89,10 +89,41 @@ def test_alerts_come_as_events_each_once(studio: Studio) -> None:
     expected = [new[0], replace(new[0], number=2), new[3]]
     assert len(told) == len(expected)
     for line, alert in zip(told, expected, strict=True):
-        name, data, *rest = line.split("\n")
+        name, number, data, *rest = line.split("\n")
         assert name == "event: alert" and rest == ["", ""]
+        assert number.startswith("id: ") and number.endswith(f".{alert.chunk_id}.{alert.number}")
         clip = {"start_seconds": alert.start_seconds, "end_seconds": alert.end_seconds}
         assert json.loads(data.removeprefix("data: ")) == alert.row() | clip
+
+
+def test_who_comes_back_is_told_what_came_meanwhile_and_of_another_stream_all(studio: Studio) -> None:
+    tab = studio.open("e")
+    HeldSource.go.clear()
+
+    async def read(last_event_id: str, num: int) -> list[tuple[str, int]]:
+        found = []
+        async with aclosing(events(studio, "e", last_event_id)) as lines:
+            while len(found) < num:
+                if not (line := await anext(lines)).startswith(":"):
+                    _, number, data, *_ = line.split("\n")
+                    found.append((number.removeprefix("id: "), json.loads(data.removeprefix("data: "))["chunk_id"]))
+        return found
+
+    def begin() -> None:
+        tab.start(HeldSource(make_world(SEED, 4)))
+        assert tab.session is not None
+        tab.session.unasked.watches.alerts.extend(replace(ALERT, chunk_id=chunk) for chunk in (2, 3, 4))
+
+    begin()
+    first = asyncio.run(read("", 3))
+    assert [chunk for _, chunk in first] == [2, 3, 4]
+    assert asyncio.run(read(first[0][0], 2)) == first[1:]
+    for nonsense in ("2", "x.y.z", "-1.2.1", f"{first[0][0]}.1"):
+        assert asyncio.run(read(nonsense, 3)) == first
+    begin()
+    other = asyncio.run(read(first[2][0], 3))
+    assert [chunk for _, chunk in other] == [2, 3, 4] and other[0][0] != first[0][0]
+    studio.close("e")
 
 
 @pytest.mark.slow

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from held_streams import (  # noqa: F401  # fixtures
@@ -19,12 +23,14 @@ from held_streams import (  # noqa: F401  # fixtures
     wait_for,
 )
 
+from data.errors import SourceError
+from data.frames import Frame
 from data.questions import comment_at
 from data.world import make_world
 from memory import open_memory
 from memory.notes import Note, Notes
 from model_adapters.base import ModelAdapter
-from vstream.commentary import KeptNarration, NarrationRules, Utterance
+from vstream.commentary import ContinuousCommentator, KeptNarration, NarrationRules, Utterance
 from vstream.session import StreamSession
 from vstream.ui.refresh import timeline_of
 from vstream.ui.speech import log_html, overlay_words, utterances_html, watches_html
@@ -98,6 +104,36 @@ def test_a_page_watches_and_comments_and_exports(studio: Studio, monkeypatch: py
     for kind in ("vtt", "srt", "jsonl", "md"):
         notice, file, _ = handlers.export(kind, page)
         assert notice == "" and said[max(said)] in Path(file["value"]).read_text()
+
+
+def test_a_sentence_in_which_the_stream_breaks_off_is_told(studio: Studio, monkeypatch: pytest.MonkeyPatch) -> None:
+    frames = HeldSource.frames
+
+    def broken(source: HeldSource, fps: float, start_seconds: float = 0.0) -> Iterator[Frame]:
+        yield from islice(frames(source, fps, start_seconds), 8)
+        raise SourceError("the camera is gone")
+
+    monkeypatch.setattr(HeldSource, "frames", broken)
+    monkeypatch.setattr(ContinuousCommentator, "_speak", lambda engine, num_words: "and on")
+    tab = studio.open("broken")
+    HeldSource.go.clear()
+    tab.start(HeldSource(make_world(SEED, 20)))
+    session, feeder = tab.session, tab.feeder
+    assert session is not None and feeder is not None
+    session.narrate(NarrationRules("continuous"))
+    HeldSource.go.set()
+    wait_for(lambda: not feeder.running)
+    assert feeder.error == "the camera is gone" and session.unasked.commentator is None
+    assert [said.text for said in session.unasked.utterances] == ["and on"]
+    studio.close("broken")
+
+
+def test_words_over_the_picture_may_be_forgotten_while_they_are_looked_for() -> None:
+    class Forgetting:
+        said = iter([deque([Utterance(1.0, 2.0, "it rains")]), *[deque[Utterance]()] * 3])
+        utterances = property(lambda self: next(self.said))
+
+    assert overlay_words(cast(StreamSession, SimpleNamespace(unasked=Forgetting(), now_seconds=3.0))) == "it rains"
 
 
 def test_a_page_sets_every_rule_of_a_watch(studio: Studio) -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import html
 import json
 import re
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, cast
 
 import av
 import numpy as np
@@ -116,10 +118,10 @@ def test_ffmpeg_reads_the_same_cues(tmp_path: Path, kind: str) -> None:
 
 def test_markdown_is_a_list_in_which_nothing_is_markup(tmp_path: Path) -> None:
     path = tmp_path / "said.md"
-    write_captions(path, [*SAID, Utterance(5.0, 6.0, "*a* [link](x)")])
+    write_captions(path, [*SAID, Utterance(5.0, 6.0, "*a* [link](x) &lt; ~~b~~")])
     lines = path.read_text().splitlines()
     assert lines[:3] == ["# Commentary", "", "- **00:00:00** a red circle appears"]
-    assert lines[-1] == "- **00:00:05** \\*a\\* \\[link\\](x)" and "\\<b\\>" in lines[4]
+    assert lines[-1] == "- **00:00:05** \\*a\\* \\[link\\](x) \\&lt; \\~\\~b\\~\\~" and "\\<b\\>" in lines[4]
 
 
 def test_cues_stay_to_be_read_but_never_into_the_next() -> None:
@@ -182,6 +184,20 @@ def test_comment_on_a_file_with_a_variable_rate(variable: Path, tmp_path: Path, 
     assert capsys.readouterr().out == "", "progress and counts go to stderr"
 
 
+def test_a_clip_is_read_as_far_as_it_is_burnt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    frames, read = WorldSource.frames, []
+
+    def counted(source: WorldSource, fps: float, start_seconds: float = 0.0) -> Iterator[Frame]:
+        for frame in frames(source, fps, start_seconds):
+            read.append(frame.pts_seconds)
+            yield frame
+
+    monkeypatch.setattr(WorldSource, "frames", counted)
+    argv = ["comment", "world:?seed=12&seconds=60&speed=0", "--until", "2", "--out", str(tmp_path / "said.vtt")]
+    assert main([*argv, "--burn", str(tmp_path / "clip.mp4")]) == 0
+    assert max(read) < 3
+
+
 @pytest.mark.parametrize(("flags", "asked"), [([], 2), (["--poll-seconds", "0"], 6)])
 def test_comment_looks_as_often_as_it_is_told(
     flags: list[str], asked: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -207,6 +223,28 @@ def test_what_was_said_before_a_kill_is_in_the_file(tmp_path: Path) -> None:
     child.wait()
     rows = read_vtt(out.read_text())
     assert len(rows) >= 3 and all(start < stop <= 600 for start, stop, _ in rows)
+
+
+def test_a_stream_that_is_stopped_from_outside_tells_what_was_begun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """SIGTERM, as a service gets it, in the middle of a sentence."""
+    frames, before = WorldSource.frames, signal.getsignal(signal.SIGTERM)
+
+    def stopped(source: WorldSource, fps: float, start_seconds: float = 0.0) -> Iterator[Frame]:
+        for frame in frames(source, fps, start_seconds):
+            if frame.pts_seconds >= 4:
+                signal.raise_signal(signal.SIGTERM)
+            yield frame
+
+    monkeypatch.setattr(WorldSource, "frames", stopped)
+    monkeypatch.setattr(ContinuousCommentator, "_speak", lambda engine, num_words: "and on")
+    # Whatever is not taken as Ctrl-C must not end the tests.
+    monkeypatch.setattr(signal, "raise_signal", lambda number: cast(Any, signal.getsignal(number))(number, None))
+    out = tmp_path / "said.srt"
+    argv = ["comment", "world:?seed=12&seconds=20&speed=0", "--engine", "continuous", "--out", str(out)]
+    assert main(argv) == 0 and "stopped\n1 cues" in capsys.readouterr().err
+    assert [text for *_, text in read_srt(out.read_text())] == ["and on"] and signal.getsignal(signal.SIGTERM) == before
 
 
 def test_a_stream_that_breaks_off_leaves_what_was_said(

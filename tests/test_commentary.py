@@ -311,10 +311,34 @@ def test_the_tail_of_own_words_is_bounded(random_adapter: ModelAdapter, frames: 
         engine = session.unasked.commentator
         assert isinstance(engine, PromptedCommentator)
         list(session.feed(frames[:8]))
-        engine._said.extend(f"the {name} leaves" for name in ("red circle", "blue star", "white ring", "green cross"))
-        said, tail = list(engine._said), list(engine._tail())
+        names = ("red circle", "blue star", "white ring", "green cross")
+        engine._said.extend(Utterance(100.0 + t, 101.0 + t, f"the {name} leaves") for t, name in enumerate(names))
+        said, tail = [utterance.text for utterance in engine._said], list(engine._tail())
         alone, full = (random_adapter.question_run(engine._question(words)).num_tokens for words in ((), tail))
         assert 0 < len(tail) < len(said) and tail == said[-len(tail) :] and full - alone <= 30
+
+
+@pytest.mark.parametrize("engine", ["prompted", "continuous"])
+def test_nothing_is_told_of_a_forgotten_span_afterwards(
+    random_adapter: ModelAdapter, frames: list[Frame], monkeypatch: pytest.MonkeyPatch, engine: str
+) -> None:
+    """Neither what was begun in it, nor what was still to be looked at; and no model reads what was said about it."""
+    words = iter(f"word {letter}" for letter in "abcdefghij")
+    monkeypatch.setattr(random_adapter, "generate", lambda *_: iter([next(words)]))
+    with StreamSession(random_adapter, SessionConfig(prompts="general")) as session:
+        session.narrate(NarrationRules(engine, poll_seconds=0))
+        list(session.feed(frames[:8]))
+        with monkeypatch.context() as patch:
+            # As where a question is answered meanwhile: commentary is behind.
+            patch.setattr(session.unasked, "speak", lambda: None)
+            list(session.feed(frames[8:12]))
+        session.forget(2.0, 5.0)
+        session.unasked.speak()
+        voice = session.unasked.commentator
+        assert not isinstance(voice, PromptedCommentator) or voice._tail() == ("word a", "word b", "word e")
+        session.finish()
+        told = session.unasked.utterances
+        assert " ".join(said.text for said in told).split() == ["word", "a", "word", "b", "word", "e"]
 
 
 @pytest.mark.parametrize(

@@ -89,9 +89,16 @@ def test_scene_tiling_sees_a_cut_in_the_second_chunk_and_none_where_there_is_non
         assert fired(SceneTiling(), [moment(i, feature=(math.cos(a), math.sin(a))) for i, a in enumerate((0, angle))]) == found
 
 
+def test_scene_tiling_sees_two_cuts_in_a_row_also_at_the_beginning() -> None:
+    angles = (0.0, 1.4, 2.9, 2.9, 2.9)
+    assert fired(SceneTiling(), [moment(i, feature=(math.cos(a), math.sin(a))) for i, a in enumerate(angles)]) == [0, 1, 2]
+
+
 def test_poll_keeps_its_time_over_gaps() -> None:
     assert fired(Poll(3), [moment(i) for i in (0, 1, 2, 3, 10, 11, 12, 13)]) == [0, 3, 10, 13]
     assert fired(Poll(0), [moment(i) for i in range(4)]) == [0, 1, 2, 3]
+    poll = Poll(30)
+    assert [poll.look(moment(i)).reason for i in (7, 9)] == ["the first poll", "2 s since the last poll"]
 
 
 def test_query_jump_fires_on_a_rise_only() -> None:

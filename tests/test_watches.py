@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import http.server
 import json
+import socket
 import threading
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 
 import numpy as np
@@ -243,6 +246,7 @@ def test_watches_on_the_world(embedded: ModelAdapter, short: World) -> None:
 
 class Receiver(http.server.BaseHTTPRequestHandler):
     bodies: list[dict[str, object]]
+    paths: list[str]
     hang: threading.Event
 
     def do_POST(self) -> None:
@@ -250,6 +254,7 @@ class Receiver(http.server.BaseHTTPRequestHandler):
         if body["text"] == "hang":
             self.hang.wait(10)
         self.bodies.append(body)
+        self.paths.append(self.path)
         self.send_response(204)
         self.end_headers()
 
@@ -259,7 +264,7 @@ class Receiver(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def receiver() -> Iterator[tuple[str, type[Receiver]]]:
-    handler = type("Fresh", (Receiver,), {"bodies": [], "hang": threading.Event()})
+    handler = type("Fresh", (Receiver,), {"bodies": [], "paths": [], "hang": threading.Event()})
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"127.0.0.1:{server.server_port}", handler
@@ -291,6 +296,42 @@ def test_a_webhook_that_hangs_holds_nothing_up_and_every_alert_is_accounted_for(
     assert (hook.num_sent, hook.num_failed, hook.num_dropped) == counts, "and once only, whatever becomes of it"
 
 
+def test_a_webhook_that_answers_byte_by_byte_has_one_time_out_for_all_of_it() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        hook = Webhook(f"http://127.0.0.1:{server.getsockname()[1]}/", ["127.0.0.1"], timeout_seconds=0.4)
+        hook.send(ALERT)
+        connection, _ = server.accept()
+        with connection, suppress(OSError):
+            for letter in b"HTTP/1.1 204 " + b"No Content" * 20:
+                connection.send(bytes([letter]))
+                time.sleep(0.05)
+    hook.timeout_seconds = 60
+    hook.close()
+    assert hook.num_failed == 1 and "(TimeoutError)" in hook.problem
+
+
+def test_an_address_of_any_letters_is_posted_to(receiver: tuple[str, type[Receiver]]) -> None:
+    host, handler = receiver
+    hook = Webhook(f"http://{host}/über uns?an=É%20&x=1", [host])
+    hook.send(ALERT)
+    hook.close()
+    assert hook.num_sent == 1 and handler.paths == ["/%C3%BCber%20uns?an=%C3%89%20&x=1"]
+
+
+def test_an_address_of_numbers_has_the_usual_port(monkeypatch: pytest.MonkeyPatch) -> None:
+    reached: list[object] = []
+
+    def refuse(address: object, *_: object) -> None:
+        reached.append(address)
+        raise ConnectionRefusedError
+
+    monkeypatch.setattr(socket, "create_connection", refuse)
+    hook = Webhook("http://[2001:db8::1]/x", ["2001:db8::1"])
+    hook.send(ALERT)
+    hook.close()
+    assert reached == [("2001:db8::1", 80)]
+
+
 @pytest.mark.parametrize(
     ("url", "words"),
     [
@@ -300,6 +341,7 @@ def test_a_webhook_that_hangs_holds_nothing_up_and_every_alert_is_accounted_for(
         ("hooks.example", "begins with https"),
         ("http://me:hunter2@hooks.example:9000/", "name or password"),
         ("http://hooks.example:port/", "no address"),
+        (f"http://{'hooks' * 20}.example/", "no address"),
     ],
 )
 def test_webhooks_that_are_not_allowed(url: str, words: str) -> None:

@@ -118,6 +118,26 @@ def test_forgetting_a_span_takes_what_was_decided_in_it(
         assert not any(a.start_seconds < 4 and a.end_seconds > 2 for a in session.unasked.watches.alerts)
 
 
+def test_what_is_forgotten_is_not_written_with_the_next_chunk(
+    random_adapter: ModelAdapter, frames: list[Frame], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Of a watch that never fires, decisions are written now and then only.
+    quiet = WatchRules(confirm=60)
+    with watched(random_adapter, tmp_path / "m", frames[:13], "it rains", rules=quiet) as session:
+        rest = session.unasked.forget
+
+        def late(*span: float) -> None:
+            # The stream's own thread may go on as soon as the chunks have gone.
+            session.unasked.watches.save()
+            rest(*span)
+
+        monkeypatch.setattr(session.unasked, "forget", late)
+        session.forget(4.0, 6.0)
+        assert session.memory is not None
+        spans = [(note.start_seconds, note.end_seconds) for note in Notes(session.memory.manifest).of("decision")]
+        assert spans and not any(start < 6 and end > 4 for start, end in spans if start is not None and end is not None)
+
+
 def test_notes_are_bounded_checked_and_survive_a_reader_of_a_memory_without_any(
     tmp_path: Path, random_adapter: ModelAdapter
 ) -> None:

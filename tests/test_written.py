@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -76,6 +77,14 @@ def test_what_is_printed_to_a_full_disk_is_one_line() -> None:
             print("nobody hears this, and nothing breaks")
 
 
+def test_what_an_encoding_lacks_and_a_closed_output_end_nothing(tmp_path: Path) -> None:
+    with open(tmp_path / "told", "w", encoding="latin-1") as out, printing(out):
+        print("2–3 s: a ☃ on a café table")
+    assert (tmp_path / "told").read_text("latin-1") == "2\\u20133 s: a \\u2603 on a café table\n"
+    with printing(None):
+        pass
+
+
 def test_whoever_reads_may_stop_reading() -> None:
     read, write = os.pipe()
     os.close(read)
@@ -118,11 +127,41 @@ def test_a_log_decides_to_itself_again(tmp_path: Path, capsys: pytest.CaptureFix
     ):
         assert main([*watch, *argv, "--replay", str(log)]) == 2
         assert words in (told := capsys.readouterr().err) and told.count("\n") == 1
-    assert main([*watch[:4], "--replay", str(log)]) == 2
-    assert "line 2 is of watch 2; give every --when" in capsys.readouterr().err
-    for content, words in ((b"{}", "line 1 of the log is no decision"), (b"\xff", "is no text")):
+    assert main([*watch, "--when", "it snows", "--replay", str(log)]) == 2
+    assert 'the log knows no watch for "it snows"; give each --when' in capsys.readouterr().err
+    for content, words in (
+        (b"{}", "line 1 of the log is no decision"),
+        (b"\xff", "is no text"),
+        (lines[0].replace('"at_seconds": 0.5', '"at_seconds": "soon"').encode(), "line 1 of the log is no decision"),
+        ("".join(lines[2:]).encode(), "line 1 is the first of watch 1, but does not say what it waits for"),
+    ):
         capsys.readouterr()
         log.write_bytes(content)
         assert main([*watch, "--replay", str(log)]) == 2 and words in capsys.readouterr().err
     assert main([*watch, "--replay", str(tmp_path / "none")]) == 2
     assert "cannot be read" in capsys.readouterr().err
+
+
+def test_logs_of_a_memory_replay_each_by_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Over sittings: watches that go on, that have ended and are set again, that others have set, and that get other rules."""
+    source = ["watch", "world:?seed=7&seconds=40&speed=0"]
+    memory = ["--memory", str(tmp_path / "m")]
+    square, circle = ["--when", "a red square appears"], ["--when", "a white circle appears"]
+    sittings = (
+        [*square, *circle, "--once", "--expires", "20", "--until", "5"],
+        [*square, "--once", "--expires", "20", "--until", "9"],
+        [*circle, "--cooldown", "100", "--expires", "12", "--until", "24"],
+    )
+    told = []
+    for number, flags in enumerate(sittings):
+        log = str(tmp_path / f"log{number}")
+        assert main([*source, *flags, *memory, "--log", log]) == 0
+        told.append(capsys.readouterr())
+        assert main([*source, *flags, *memory, "--replay", log]) == 0, capsys.readouterr().err
+        assert "each the same again" in capsys.readouterr().out
+    assert ["red square" in alerts.out for alerts in told] == [True, False, False]
+    assert ["white circle" in alerts.out for alerts in told] == [False, False, True]
+    assert "watches on: a white circle appears\n" in told[1].err and "watches on: a red square appears\n" in told[2].err
+    rows = [json.loads(line) for line in (tmp_path / "log2").read_text().splitlines()]
+    expired = {row["watch"]: row["at_seconds"] for row in rows if row["verdict"] == "expired"}
+    assert expired.keys() == {4} and 9 + 12 <= expired[4] < 9 + 12 + 1, "by the rules of the command"

@@ -145,4 +145,4 @@ def _vtt_text(text: str) -> str:
 
 
 def _markdown_text(text: str) -> str:
-    return "".join(f"\\{c}" if c in "\\`*_[]<>#|!" else c for c in _one_line(text))
+    return "".join(f"\\{c}" if c in "\\`*_[]<>#|!&~" else c for c in _one_line(text))

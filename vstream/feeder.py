@@ -72,5 +72,7 @@ class Feeder:
             self.session.finish()
             self._ended = True
         except VStreamError as error:
+            # A sentence that was begun is told, also where the stream breaks off.
+            self.session.unasked.finish()
             self.error = str(error)
             log.warning("the stream ended: %s", error)

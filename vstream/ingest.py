@@ -112,7 +112,8 @@ class Ingest:
         self._renew()
 
     def forget(self, chunk_ids: Collection[int]) -> None:
-        """Take chunks out of the window."""
+        """Take chunks out of the window, and out of what the next ones are compared with."""
+        self.drop.clear()
         if any(kv.chunk_id in chunk_ids for kv in self.window):
             self.restore([kv for kv in self.window if kv.chunk_id not in chunk_ids])
 

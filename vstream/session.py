@@ -281,8 +281,8 @@ class StreamSession(Speaking):
             self.retriever.remove(ids)
             self.records.remove(ids)
             self.ingest.forget(ids)
-            self.ingest.drop.clear()
             self.chunker.discard(start_seconds, end_seconds)
+            self.unasked.watches.forget(start_seconds, end_seconds)  # or they write it down with the next chunk
         self.unasked.forget(start_seconds, end_seconds)
         return ids
 

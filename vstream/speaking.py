@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import signal
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import takewhile
@@ -66,31 +68,49 @@ def watch(args: argparse.Namespace) -> int:
         source = opened.enter_context(open_source(args.source, allow_private_hosts=args.allow_private_hosts))
         log = opened.enter_context(TextFile(args.log, "--log")) if args.log else None
         with StreamSession(chosen_model(args).load(config.gpu_bytes), config, memory=args.memory) as session:
-            kept = {watch.condition.text.lower() for watch in session.unasked.watches.active}
-            if kept:
-                sys.stderr.write(f"this memory watches on: {', '.join(sorted(kept))}\n")
-            for words in args.when:
-                if parse_condition(words).text.lower() not in kept:
-                    session.watch(words, rules)
+            watches = session.unasked.watches
+            _set(session, args.when, rules)
             # What was decided before is in the memory, and in the log of that time.
-            session.unasked.watches.log.clear()
-            session.unasked.watches.on_alert = lambda alert: _tell(alert, args.json, hook)
+            watches.log.clear()
+            began = watches.rows()
+            watches.on_alert = lambda alert: _tell(alert, args.json, hook)
             try:
                 for _ in _watched(session, source, until):
-                    _keep_log(session.unasked.watches, log)
-                    if not session.unasked.watches.active and not session.writes:
+                    _keep_log(watches, log, began)
+                    if not watches.active and not session.writes:
                         sys.stderr.write("no watch is left: each has fired once, or expired\n")
                         break
             finally:
-                _keep_log(session.unasked.watches, log)
+                _keep_log(watches, log, began)
         _warn(source)
     return 0
 
 
-def _keep_log(watches: Watches, log: TextFile | None) -> None:
-    """Move the decisions so far to `log`."""
+def _set(session: StreamSession, conditions: Sequence[str], rules: WatchRules) -> None:
+    """Watch for `conditions` by `rules`. What the memory watches for by the same rules goes on, and all else that it does."""
+    watches = session.unasked.watches
+    kept = {watch.condition.text.lower(): watch for watch in watches.active}
+    on = dict(kept)
+    for words in conditions:
+        text = parse_condition(words).text.lower()
+        known = kept.pop(text, None)
+        if known is not None and known.rules == rules:
+            continue
+        if known is not None:
+            # What the command says goes before what the memory was told.
+            watches.remove(known.number)
+            del on[text]
+        session.watch(words, rules)
+    if on:
+        sys.stderr.write(f"this memory watches on: {', '.join(sorted(on))}\n")
+
+
+def _keep_log(watches: Watches, log: TextFile | None, began: dict[int, dict[str, object]]) -> None:
+    """Move the decisions so far to `log`. began: the watches as they were before; each stands beside its first decision."""
     while log and watches.log:
-        log.write(json.dumps(decision_row(watches.log.popleft())) + "\n")
+        decision = watches.log.popleft()
+        first = began.pop(decision.findings.watch, None)
+        log.write(json.dumps(decision_row(decision) | ({"began": first} if first else {})) + "\n")
 
 
 @contextmanager
@@ -153,7 +173,7 @@ def comment(args: argparse.Namespace) -> int:
     sys.stderr.write(f"{file.num_cues} cues in {args.out}\n")
     if args.burn:
         with open_source(args.source, allow_private_hosts=args.allow_private_hosts) as source:
-            frames = (frame for frame in source.frames(BURN_FPS) if frame.pts_seconds <= until)
+            frames = takewhile(lambda frame: frame.pts_seconds <= until, source.frames(BURN_FPS))
             burn(frames, [(c.start_seconds, c.end_seconds, c.text) for c in cues(said)], args.burn, BURN_FPS)
     return 0
 
@@ -183,7 +203,8 @@ def _written(session: StreamSession, watched: Iterator[None], file: CaptionFile,
 
 
 def _watched(session: StreamSession, source: Source, until: float) -> Iterator[None]:
-    """Feed the session up to stream time `until`, or to the end; yields after every chunk. Ctrl-C ends the stream, no more."""
+    """Feed the session up to stream time `until`, or to the end; yields after every chunk. Ctrl-C or SIGTERM end the stream, no
+    more."""
     total = until if math.isfinite(until) else source.info.duration_seconds
     joined = session.join(source.info.label, source.recording_key, source.place_key)
     if joined.words:
@@ -191,13 +212,27 @@ def _watched(session: StreamSession, source: Source, until: float) -> Iterator[N
     frames = takewhile(lambda frame: frame.pts_seconds <= until, source.frames(session.config.fps, joined.start_seconds))
     with Progress("watching", total) as progress:
         try:
-            for record in session.feed(frames, lambda: source.waits):
-                progress.update(record.last_pts_seconds - session.offset_seconds)
-                yield
+            with _interrupted_by_sigterm():
+                for record in session.feed(frames, lambda: source.waits):
+                    progress.update(record.last_pts_seconds - session.offset_seconds)
+                    yield
         except KeyboardInterrupt:
             sys.stderr.write("stopped\n")
         session.finish()
         yield
+
+
+@contextmanager
+def _interrupted_by_sigterm() -> Iterator[None]:
+    """Within it, SIGTERM is as Ctrl-C: what stops a service lets it tell what it has begun. Of the main thread only."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _tell(alert: Alert, as_json: bool, hook: Webhook | None) -> None:

@@ -155,9 +155,12 @@ class Unasked:
         self._change_voice(None)
 
     def forget(self, start_seconds: float, end_seconds: float) -> None:
-        """Take back what was said about a span, and what commentary sees of it. Not within a turn: it may wait for one."""
-        self.watches.forget(start_seconds, end_seconds)
+        """Take back what was said about a span, and what commentary sees of it or is still to see. Not within a turn: it may
+        wait for one."""
         with self._voice:
+            with self.turns.ingest():
+                ahead = [(moment, moment.record) for moment in self._fresh]
+                self._fresh = deque(m for m, r in ahead if r.end_seconds <= start_seconds or r.start_seconds >= end_seconds)
             kept = (u for u in self.utterances if not u.start_seconds < end_seconds or not u.end_seconds > start_seconds)
             self.utterances = deque(kept, MAX_UTTERANCES)
             if self.commentator:

@@ -97,8 +97,14 @@ class Printed(io.TextIOBase):
 
 
 @contextmanager
-def printing(out: TextIO) -> Iterator[None]:
-    """Within it, whatever is printed goes through `Printed`; at its end all of it is out."""
+def printing(out: TextIO | None) -> Iterator[None]:
+    """Within it, whatever is printed goes through `Printed`; at its end all of it is out. out: None where it was closed."""
+    if out is None:
+        yield
+        return
+    if isinstance(out, io.TextIOWrapper):
+        # What the encoding of a terminal lacks is told by its number; it ends no stream.
+        out.reconfigure(errors="backslashreplace")
     printed = Printed(out)
     with redirect_stdout(printed):
         yield

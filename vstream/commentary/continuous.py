@@ -98,6 +98,7 @@ class ContinuousCommentator(Commentator):
     def forget(self, start_seconds: float, end_seconds: float) -> None:
         times = [(segment, segment.kv.start_seconds, segment.kv.end_seconds) for segment in self._segments]
         kept = [s for s, start, end in times if end <= start_seconds or start >= end_seconds]
+        self._begun = [part for part in self._begun if part.end_seconds <= start_seconds or part.start_seconds >= end_seconds]
         with self.turns.answer():
             self._renew(kept)
 

@@ -36,7 +36,7 @@ class PromptedCommentator(Commentator):
         self.wants_live = rules.silence_threshold is not None
         self.trigger = self._create_trigger()
         self._vision: deque[ChunkKV] = deque()
-        self._said: deque[str] = deque(maxlen=64)
+        self._said: deque[Utterance] = deque(maxlen=64)
         self._guard = DuplicateGuard(rules.guard_last)
         self._budget = WordBudget(rules.words_per_second or prompts.words_per_second)
 
@@ -63,11 +63,13 @@ class PromptedCommentator(Commentator):
             return []
         self._guard.add(text)
         self._budget.spend(text)
-        self._said.append(text)
-        return [Utterance(moment.record.start_seconds, moment.record.end_seconds, text)]
+        self._said.append(Utterance(moment.record.start_seconds, moment.record.end_seconds, text))
+        return [self._said[-1]]
 
     def forget(self, start_seconds: float, end_seconds: float) -> None:
         self._vision = deque(kv for kv in self._vision if kv.end_seconds <= start_seconds or kv.start_seconds >= end_seconds)
+        said = (u for u in self._said if u.end_seconds <= start_seconds or u.start_seconds >= end_seconds)
+        self._said = deque(said, self._said.maxlen)
 
     def finish(self) -> list[Utterance]:
         """Nothing: every turn is a whole."""
@@ -100,7 +102,7 @@ class PromptedCommentator(Commentator):
         """Its own last words, as many as fit into `text_tokens`."""
         if not self.prompts.takes_talk:
             return ()
-        said = list(self._said)
+        said = [utterance.text for utterance in self._said]
         alone = self.adapter.question_run(self._question(())).num_tokens
         while said and self.adapter.question_run(self._question(said)).num_tokens - alone > self.rules.text_tokens:
             said.pop(0)

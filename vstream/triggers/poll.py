@@ -18,7 +18,8 @@ class Poll(Trigger):
     def look(self, moment: LiveChunk) -> Decision:
         end = moment.record.end_seconds
         waited = self.every_seconds if self._last is None else end - self._last
+        words = "the first poll" if self._last is None else f"{waited:.0f} s since the last poll"
         fired = waited >= self.every_seconds - 1e-6
         if fired:
             self._last = end
-        return Decision(moment.at_seconds, fired, waited, self.every_seconds, f"{waited:.0f} s since the last poll")
+        return Decision(moment.at_seconds, fired, waited, self.every_seconds, words)

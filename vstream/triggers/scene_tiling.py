@@ -28,13 +28,14 @@ LEFT = 8
 class SceneTiling(Trigger):
     """Fires where the likeness to the chunk before falls far below the peak to the left of it.
 
-    In the second chunk there is no peak yet; the first chunk was alike to itself, so the peak is 1.
+    The first chunk was alike to itself, so that the peak is 1 until `LEFT` chunks have passed: of two cuts at the beginning
+    neither hides the other.
     """
 
     def __init__(self, deviations: float = DEVIATIONS) -> None:
         self.deviations = deviations
         self._before: torch.Tensor | None = None
-        self._left: deque[float] = deque(maxlen=LEFT)
+        self._left: deque[float] = deque([1.0], maxlen=LEFT)
         self._recent = Recent(0.0)
 
     def look(self, moment: LiveChunk) -> Decision:
@@ -44,7 +45,7 @@ class SceneTiling(Trigger):
         if before is None:
             return Decision(at, True, 0.0, LEAST_DEPTH, "nothing was looked at before")
         likeness = float(F.cosine_similarity(feature, before, dim=0))
-        depth = max(0.0, max(self._left, default=1.0) - likeness)
+        depth = max(0.0, max(self._left) - likeness)
         self._left.append(likeness)
         threshold = self._threshold()
         self._recent.add(at, depth)

@@ -20,10 +20,11 @@ NO_HOOKS: Mapping[int, Webhook] = MappingProxyType({})
 
 def overlay_words(session: StreamSession | None) -> str:
     """What was said last, while it is fresh; empty otherwise."""
-    if session is None or not session.unasked.utterances:
+    # Taken once: where a span is forgotten meanwhile there may be fewer.
+    said = session.unasked.utterances if session else ()
+    if session is None or not said:
         return ""
-    newest = session.unasked.utterances[-1]
-    return newest.text if session.now_seconds - newest.start_seconds <= OVERLAY_SECONDS else ""
+    return said[-1].text if session.now_seconds - said[-1].start_seconds <= OVERLAY_SECONDS else ""
 
 
 def unasked_events(session: StreamSession | None) -> dict[str, set[int]]:

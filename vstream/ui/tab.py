@@ -51,6 +51,8 @@ class Tab:
         self.library = library
         self.tier_names = tier_names(adapter.device.type)
         self.session: StreamSession | None = None
+        self.num_streams = 0
+        """How many streams and stored memories have been open here: tells the alerts of one from those of another."""
         self.source: WatchedSource | None = None
         self.feeder: Feeder | None = None
         self.is_upload = False
@@ -276,6 +278,7 @@ class Tab:
                 self._asking.release()
             # Out of sight before it is closed: a page that is just being refreshed must be able to tell.
             session, self.session = self.session, None
+            self.num_streams += 1
             if session and self.library:
                 self.library.close(session)
             elif session:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
+from typing import get_type_hints
 
 from data.errors import WatchError
 from vstream.watches.condition import Condition
@@ -126,12 +127,16 @@ def decision_row(decision: WatchDecision) -> dict[str, object]:
 
 def read_log(lines: Iterable[str]) -> list[WatchDecision]:
     """The decisions in JSON lines that `decision_row` wrote. Raises WatchError for a line that is none."""
-    names = {f.name for f in fields(Findings)}
+    kinds = get_type_hints(Findings)
     found = []
     for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line)
-            findings = Findings(**{name: row[name] for name in names})
+            for name, kind in kinds.items():
+                # A whole number may stand for any other.
+                if not isinstance(row[name], kind) and (kind in (bool, str) or type(row[name]) is not int):
+                    raise TypeError(name)
+            findings = Findings(**{name: row[name] for name in kinds})
             found.append(WatchDecision(findings, row["verdict"], row["threshold"], row["reason"]))
         except (ValueError, KeyError, TypeError) as error:
             raise WatchError(f"line {number} of the log is no decision of a watch; give a file that --log wrote") from error

@@ -6,14 +6,12 @@ import json
 import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
 from typing import Any
 
 from data.errors import MemoryBankError, WatchError
 from memory.notes import Note, Notes
 from vstream.prompts import Prompts
-from vstream.watches.base import Alert, Watch, WatchDecision, WatchRules, decision_row, read_log
-from vstream.watches.condition import parse_condition
+from vstream.watches.base import Alert, WatchDecision, decision_row, read_log
 from vstream.watches.state import WatchState
 
 logger = logging.getLogger(__name__)
@@ -41,11 +39,7 @@ class KeptWatches:
         """Every watch that was ever set, as it was left, and whether it may still fire."""
         for row in self._rows("watch"):
             try:
-                condition = parse_condition(row["written"])
-                watch = Watch(row["number"], row["written"], condition, WatchRules(**row["rules"]), row["set_at_seconds"])
-                state = WatchState(watch, prompts)
-                state.recall(row["state"])
-                yield state, bool(row["active"])
+                yield WatchState.of(row, prompts), bool(row["active"])
             except (KeyError, TypeError, WatchError) as error:
                 logger.warning("a watch in %s cannot be taken up again: %s", self.notes.manifest.folder, error)
 
@@ -84,7 +78,8 @@ class KeptWatches:
         if not self.write:
             return
         self._written_seconds = now_seconds
-        notes = [Note("watch", state.watch.number, _watch_row(state, active)) for state, active in states]
+        rows = [(state.watch.number, json.dumps({**state.row(), "active": active})) for state, active in states]
+        notes = [Note("watch", number, row) for number, row in rows]
         by_kind = {kind: [note for note in [*self._pending, *notes] if note.kind == kind] for kind in MOST}
         try:
             for kind, most in MOST.items():
@@ -111,9 +106,3 @@ class KeptWatches:
 
     def _rows(self, kind: str) -> Iterator[dict[str, Any]]:
         return (json.loads(note.content) for note in self.notes.of(kind))
-
-
-def _watch_row(state: WatchState, active: bool) -> str:
-    watch = state.watch
-    row = {"number": watch.number, "written": watch.written, "rules": asdict(watch.rules)}
-    return json.dumps({**row, "set_at_seconds": watch.set_at_seconds, "active": active, "state": state.kept()})

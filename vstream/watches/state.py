@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from typing import Any
 
 from vstream.prompts import Prompts
-from vstream.watches.base import Findings, Watch, WatchDecision
+from vstream.watches.base import Findings, Watch, WatchDecision, WatchRules
+from vstream.watches.condition import parse_condition
 
 CONFIRM_THRESHOLD = 0.85
 """Least mean likelihood per token of the confirming answer: one doubtful word among four pulls the mean below it."""
@@ -31,20 +33,27 @@ class WatchState:
         self._armed = True
         self._fired_at: float | None = None
 
-    def kept(self) -> dict[str, Any]:
-        """What it remembers, ready for JSON."""
-        return {
+    def row(self) -> dict[str, Any]:
+        """The watch and what it remembers, ready for JSON."""
+        watch = self.watch
+        row = {"number": watch.number, "written": watch.written, "rules": asdict(watch.rules)}
+        state = {
             "armed": self._armed,
-            "looks": self._looks,
+            "looks": list(self._looks),
             "fired_at_seconds": self._fired_at,
             "clip_start_seconds": self.clip_start_seconds,
             "score": self.score,
         }
+        return {**row, "set_at_seconds": watch.set_at_seconds, "state": state}
 
-    def recall(self, kept: Mapping[str, Any]) -> None:
-        """Go on from what `kept` gave. KeyError if it lacks something."""
-        self._armed, self._looks, self._fired_at = bool(kept["armed"]), list(kept["looks"]), kept["fired_at_seconds"]
-        self.clip_start_seconds, self.score = kept["clip_start_seconds"], kept["score"]
+    @classmethod
+    def of(cls, row: Mapping[str, Any], prompts: Prompts) -> WatchState:
+        """Go on from what `row` gave. KeyError, TypeError or WatchError if it is none."""
+        condition, kept = parse_condition(row["written"]), row["state"]
+        found = cls(Watch(row["number"], row["written"], condition, WatchRules(**row["rules"]), row["set_at_seconds"]), prompts)
+        found._armed, found._looks, found._fired_at = bool(kept["armed"]), list(kept["looks"]), kept["fired_at_seconds"]
+        found.clip_start_seconds, found.score = kept["clip_start_seconds"], kept["score"]
+        return found
 
     @property
     def pending(self) -> bool:

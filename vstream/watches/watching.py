@@ -7,6 +7,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 
@@ -145,6 +146,11 @@ class Watches:
     def active(self) -> list[Watch]:
         """The watches that may still fire, in the order in which they were set."""
         return [state.watch for state in list(self._states.values())]
+
+    def rows(self) -> dict[int, dict[str, Any]]:
+        """The watches that may still fire, by number, with what they remember: what a log must begin with to be replayed."""
+        with self._lock:
+            return {number: state.row() for number, state in self._states.items()}
 
     def look(self, moment: LiveChunk) -> list[Alert]:
         """Decide on the newest chunk for every watch. Returns the alerts; leaves nothing in the stream's own context."""

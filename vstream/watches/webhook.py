@@ -5,10 +5,14 @@ from __future__ import annotations
 import http.client
 import json
 import logging
+import socket
+import string
 import threading
+import time
 from collections import deque
 from collections.abc import Collection
-from urllib.parse import urlsplit
+from contextlib import closing, suppress
+from urllib.parse import quote, urlsplit
 
 from data.errors import ConfigError
 from vstream.watches.base import Alert
@@ -28,6 +32,7 @@ class Webhook:
     lives only while there is something to post.
 
     allowed_hosts: the hosts, `name` or `name:port`, that may be written to. Redirects are not followed and replies not read.
+    timeout_seconds: for connecting, and then for the whole answer, however it comes.
     Raises ConfigError for an address that is not allowed.
     """
 
@@ -102,28 +107,45 @@ class Webhook:
     def _post(self, body: bytes) -> None:
         kind = http.client.HTTPSConnection if self._secure else http.client.HTTPConnection
         connection = kind(self.host, self._port, timeout=self.timeout_seconds)
-        try:
-            connection.request("POST", self._path, body, {"Content-Type": "application/json"})
-            status = connection.getresponse().status
-        finally:
-            connection.close()
+        with closing(connection):
+            connection.connect()
+            deadline = time.monotonic() + self.timeout_seconds
+            # The time-out of a socket begins anew with every byte: whoever sends them one by one is cut off.
+            cut = threading.Timer(self.timeout_seconds, _cut, [connection.sock])
+            cut.daemon = True
+            cut.start()
+            try:
+                connection.request("POST", self._path, body, {"Content-Type": "application/json"})
+                status = connection.getresponse().status
+            except (OSError, http.client.HTTPException) as error:
+                raise (error if time.monotonic() < deadline else TimeoutError()) from None
+            finally:
+                cut.cancel()
         if not 200 <= status < 300:
             raise WebhookRefused(f"status {status}")
 
 
-def _checked(url: str, allowed_hosts: Collection[str]) -> tuple[bool, str, int | None, str]:
+def _cut(connected: socket.socket) -> None:
+    with suppress(OSError):
+        connected.shutdown(socket.SHUT_RDWR)
+
+
+def _checked(url: str, allowed_hosts: Collection[str]) -> tuple[bool, str, int, str]:
     """Whether to use TLS, the host, the port and the path of an address that is allowed."""
     try:
         parts = urlsplit(url)
-        port = parts.port
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+        host = parts.hostname
+        (host or "").encode("idna")
     except ValueError:
         raise ConfigError("the webhook is no address; give one that begins with https:// or http://") from None
-    host = parts.hostname
     if parts.scheme not in ("http", "https") or not host:
         raise ConfigError("the webhook is no address; give one that begins with https:// or http://")
     if parts.username or parts.password:
         raise ConfigError("the webhook's address holds a name or password; put a secret into its path instead")
-    named = {host, f"{host}:{port or (443 if parts.scheme == 'https' else 80)}"}
+    named = {host, f"{host}:{port}"}
     if not named & {allowed.lower() for allowed in allowed_hosts}:
         raise ConfigError(f"the webhook's host {host} is not allowed; allow it with --webhook-host {host}")
-    return parts.scheme == "https", host, port, (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+    path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+    # As a browser sends it: what is no ASCII, and spaces, in percents.
+    return parts.scheme == "https", host, port, quote(path, safe=string.punctuation)
