@@ -14,6 +14,7 @@ from memory.files import Fault, locked, make_private, no_fault, sync_folder, wri
 from memory.identity import FORMAT_VERSION, Identity
 from memory.manifest import LOGS, MANIFEST, Manifest
 from memory.migrations import MIGRATIONS, Migration
+from memory.reference import REFERENCE
 from memory.segment_file import segment_path, segments_in
 from memory.stored import SEGMENT_BYTES, StoredMemory
 from memory.thinning import Thinning
@@ -145,9 +146,11 @@ def _create(folder: Path, identity: Identity, fault: Fault) -> None:
 
 def _mend(memory: StoredMemory) -> None:
     """Drop what a crash left behind the last commit. Its names are known, so nothing has to be searched."""
-    for leftover in [memory.folder / f"{name}{log}" for name in (NEW_MANIFEST, OLD_MANIFEST) for log in ("", *LOGS)]:
-        # Of a rebuilding that was interrupted when it was all but done: what is forgotten must not stay in it.
-        leftover.unlink(missing_ok=True)
+    # Of a rebuilding that was interrupted when it was all but done: what is forgotten must not stay in it.
+    manifests = [f"{name}{log}" for name in (NEW_MANIFEST, OLD_MANIFEST) for log in ("", *LOGS)]
+    # Nor in the picture that a stream was about to leave off with.
+    for name in [*manifests, Path(REFERENCE).with_suffix(".part").name]:
+        (memory.folder / name).unlink(missing_ok=True)
     _settle_sizes(memory)
     torn = memory.vectors.cut()
     number = memory.manifest.number("next_segment")

@@ -203,7 +203,8 @@ class StoredMemory:
 
     @contextmanager
     def said(self) -> Iterator[None]:
-        """Errors of the file system as one line; nothing half done is left behind."""
+        """Something is written: not into the folder of another memory, and errors of the file system as one line."""
+        self.manifest.check_there()
         try:
             yield
         except OSError as error:

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from stored import (
     fill,
     pulling_the_plug,
@@ -16,6 +17,7 @@ from stored import (
 from test_memory_stores import chunk, same
 
 from data.errors import MemoryBankError
+from memory.reference import REFERENCE, Reference, keep_reference
 from memory.upkeep import merge
 from memory.vectors import mean_key
 
@@ -61,6 +63,20 @@ def test_forgetting_leaves_no_trace_in_any_file(tmp_path: Path) -> None:
     fill(again, range(50, 53))
     assert again.chunk_ids() == [*left, 50, 51, 52]
     again.close()
+
+
+def test_a_picture_that_was_half_left_off_with_is_gone(tmp_path: Path) -> None:
+    bank = stored_bank(tmp_path / "m")
+    fill(bank, range(3))
+    keep_reference(bank.memory, Reference({"picture": torch.arange(9)}), 2)
+    bank.close()
+    # As a kill in the middle of writing leaves it.
+    left = (tmp_path / "m" / REFERENCE).with_suffix(".part")
+    left.write_bytes((tmp_path / "m" / REFERENCE).read_bytes()[:-9])
+    again = stored_bank(tmp_path / "m")
+    again.forget(0.0, 0.3)
+    again.close()
+    assert not left.exists() and not (tmp_path / "m" / REFERENCE).exists()
 
 
 @pytest.mark.parametrize(

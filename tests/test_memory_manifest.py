@@ -268,6 +268,25 @@ def test_a_manifest_that_is_taken_away_is_not_written_on(tmp_path: Path) -> None
     assert rebuild(folder).num_chunks >= 5 and verify(folder).whole
 
 
+def test_a_memory_in_the_place_of_one_that_was_removed_is_left_alone(tmp_path: Path) -> None:
+    bank = stored_bank(tmp_path / "m", 0, 10**6)
+    fill(bank, range(3))
+    shutil.rmtree(tmp_path / "m")
+    other = stored_bank(tmp_path / "m")
+    fill(other, range(100, 110))
+    for i in range(3, 6):
+        bank.put(chunk(i), record_of(chunk(i)))
+    with pytest.raises(MemoryBankError, match="was taken away while it was open"):
+        bank.writer.flush()
+    bank.close()
+    other.close()
+    found = verify(tmp_path / "m")
+    assert found.whole and found.num_good == 10, found
+    again = stored_bank(tmp_path / "m")
+    assert again.memory.notices == [] and held(again, range(100, 110))
+    again.close()
+
+
 @pytest.mark.parametrize("is_open", [True, False])
 def test_index_vectors_that_are_taken_away_are_made_anew(tmp_path: Path, is_open: bool) -> None:
     folder = tmp_path / "m"
