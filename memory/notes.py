@@ -70,11 +70,14 @@ class Notes:
         return found
 
     def forget(self, spans: Collection[tuple[float, float]]) -> None:
-        """Really remove the notes that overlap one of the spans."""
+        """Remove the notes that overlap one of the spans; really gone they are when the forgetting is finished."""
         if not self._exist():
             return
         with self.manifest.changing() as db:
-            db.executemany(f"DELETE FROM {TABLE} WHERE start_seconds < ? AND end_seconds > ?", [(e, s) for s, e in spans])
+            for start, end in spans:
+                found = db.execute(f"DELETE FROM {TABLE} WHERE start_seconds < ? AND end_seconds > ?", (end, start))
+                if found.rowcount:
+                    self.manifest.set_meta(db, "forgetting", 1)
 
     def _exist(self) -> bool:
         return bool(self.manifest.query("SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ?", (TABLE,)))

@@ -161,8 +161,8 @@ def _mend(memory: StoredMemory) -> None:
     if torn:
         memory.notices.append(f"a torn tail of {torn} bytes, which was never committed, was dropped")
     if memory.manifest.number("forgetting"):
-        finish_forgetting(memory)
-        memory.notices.append("an interrupted forgetting was finished")
+        if finish_forgetting(memory):
+            memory.notices.append("an interrupted forgetting was finished")
     else:
         delete_unwanted(memory)
     for notice in memory.notices:

@@ -63,22 +63,33 @@ def forget(memory: StoredMemory, chunk_ids: Collection[int], gaps: Sequence[Gap]
 def forget_span(memory: StoredMemory, start_seconds: float, end_seconds: float) -> list[int]:
     """Really remove every chunk that overlaps [start_seconds, end_seconds). Returns their ids."""
     check_span(start_seconds, end_seconds)
-    ids = memory.manifest.ids_of_all("WHERE start_seconds < ? AND end_seconds > ?", (end_seconds, start_seconds))
-    if ids:
-        # Whole chunks go, and nothing beyond what was watched is a gap.
-        forget(memory, ids, [Gap(*memory.manifest.span_of(ids), "forgotten")])
+    with memory.lock, memory.said():
+        # Where the chunks went long ago, for want of room, notes about them may be left.
+        Notes(memory.manifest).forget([(start_seconds, end_seconds)])
+        ids = memory.manifest.ids_of_all("WHERE start_seconds < ? AND end_seconds > ?", (end_seconds, start_seconds))
+        if ids:
+            # Whole chunks go, and nothing beyond what was watched is a gap.
+            forget(memory, ids, [Gap(*memory.manifest.span_of(ids), "forgotten")])
+        elif memory.manifest.number("forgetting"):
+            finish_forgetting(memory)
     return ids
 
 
-def finish_forgetting(memory: StoredMemory) -> None:
-    """The last part of forgetting, also after a crash: what was deleted is not left in the manifest's free pages."""
+def finish_forgetting(memory: StoredMemory) -> bool:
+    """The last part of forgetting, also after a crash: what was deleted is not left in the manifest's free pages. False if that
+    must wait for the next time: then it is in the notices why. Nothing is read of what was forgotten meanwhile."""
     delete_unwanted(memory)
     memory.fault("forget.compacting")
-    if not memory.manifest.compact():
-        memory.notices.append("a reader keeps traces of what was forgotten in the manifest's log until it closes")
-        return
+    try:
+        why = "" if memory.manifest.compact() else "a reader is in the way"
+    except MemoryBankError as error:
+        why = str(error)
+    if why:
+        memory.notices.append(f"traces of what was forgotten stay in the manifest or its log until it is opened again: {why}")
+        return False
     with memory.manifest.changing() as db:
         memory.manifest.set_meta(db, "forgetting", 0)
+    return True
 
 
 def keep_quota(memory: StoredMemory, num_bytes: int) -> None:
