@@ -117,7 +117,7 @@ class Database:
         return db
 
     def _opened(self, mode: str) -> sqlite3.Connection:
-        uri = f"file:{quote(str(self.path.resolve()))}?mode={mode}"
+        uri = f"file:{quote(os.fsencode(self.path.resolve()))}?mode={mode}"
         db = sqlite3.connect(uri, uri=True, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
         # Damage may leave bytes that are no text; the checksums find it, decoding must not stumble over it.
         db.text_factory = lambda content: content.decode("utf-8", "replace")

@@ -51,6 +51,8 @@ def open_memory(
     """
     if disk_bytes < 1:
         raise ConfigError(f"disk_bytes is {disk_bytes}, which leaves a memory no room; give more, or no folder for a memory")
+    # Whatever becomes the working directory meanwhile, it stays the same folder.
+    folder = folder.absolute()
     with ExitStack() as lock:
         if write:
             if identity is None or is_memory(folder):
@@ -86,19 +88,20 @@ def open_memory(
 
 def is_memory(folder: Path) -> bool:
     """Whether a folder holds a memory."""
-    return (folder / MANIFEST).is_file()
+    # Not Path.is_file, which raises for a name that is too long, or a folder that is somebody else's, such as lost+found.
+    return os.path.isfile(folder / MANIFEST)
 
 
 def is_torn(folder: Path) -> bool:
     """Whether a folder holds what is left of a memory without its manifest."""
-    there = folder.is_dir() and os.access(folder, os.R_OK | os.X_OK)
+    there = os.path.isdir(folder) and os.access(folder, os.R_OK | os.X_OK)
     return there and not is_memory(folder) and bool(segments_in(folder))
 
 
 def _check_there(folder: Path) -> None:
     if is_memory(folder):
         return
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise MemoryBankError(f"there is no memory at {folder}; give the folder of one")
     if is_torn(folder):
         raise MemoryBankError(
@@ -112,9 +115,9 @@ def _check_there(folder: Path) -> None:
 
 def _check_empty(folder: Path) -> None:
     """A new memory goes into a folder of its own. What a crash left of making it may be there."""
-    if not folder.exists():
+    if not os.path.lexists(folder):
         return
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise MemoryBankError(f"memory folder {folder} is a file; choose another folder")
     left = (LOCK, FIRST_VECTORS, Path(FIRST_VECTORS).with_suffix(".part").name)
     foreign = [p.name for p in folder.iterdir() if p.name not in left and not p.name.startswith(NEW_MANIFEST)]

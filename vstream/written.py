@@ -99,6 +99,9 @@ class Printed(io.TextIOBase):
 @contextmanager
 def printing(out: TextIO) -> Iterator[None]:
     """Within it, whatever is printed goes through `Printed`; at its end all of it is out."""
+    if isinstance(out, io.TextIOWrapper):
+        # A file's name need be no text: it comes out as the bytes that it is.
+        out.reconfigure(errors="surrogateescape")
     printed = Printed(out)
     with redirect_stdout(printed):
         yield
