@@ -69,6 +69,15 @@ class Notes:
                 logger.warning("a note (%s %s) in %s is damaged and left out", kind, note.number, self.manifest.folder)
         return found
 
+    def all(self) -> list[Note]:
+        """The notes of every kind, but for damaged ones."""
+        kinds = self.manifest.query(f"SELECT DISTINCT kind FROM {TABLE}") if self._exist() else []
+        return [note for (kind,) in kinds for note in self.of(kind)]
+
+    def num_damaged(self) -> int:
+        """How many are not as they were written."""
+        return int(self.manifest.query(f"SELECT count(*) FROM {TABLE}")[0][0]) - len(self.all()) if self._exist() else 0
+
     def forget(self, spans: Collection[tuple[float, float]]) -> None:
         """Remove the notes that overlap one of the spans; really gone they are when the forgetting is finished."""
         if not self._exist():
