@@ -18,8 +18,7 @@ from memory.reference import REFERENCE
 from memory.segment_file import segment_path, segments_in
 from memory.stored import SEGMENT_BYTES, StoredMemory
 from memory.thinning import Thinning
-from memory.upkeep import delete_unwanted, finish_forgetting
-from memory.vectors import generation_of
+from memory.upkeep import delete_unwanted, drop_torn, finish_forgetting
 
 logger = logging.getLogger(__name__)
 
@@ -148,20 +147,14 @@ def _create(folder: Path, identity: Identity, fault: Fault) -> None:
 
 
 def _mend(memory: StoredMemory) -> None:
-    """Drop what a crash left behind the last commit. Its names are known, so nothing has to be searched."""
+    """Drop what a crash left."""
     # Of a rebuilding that was interrupted when it was all but done: what is forgotten must not stay in it.
     manifests = [f"{name}{log}" for name in (NEW_MANIFEST, OLD_MANIFEST) for log in ("", *LOGS)]
     # Nor in the picture that a stream was about to leave off with.
     for name in [*manifests, Path(REFERENCE).with_suffix(".part").name]:
         (memory.folder / name).unlink(missing_ok=True)
     _settle_sizes(memory)
-    torn = memory.vectors.cut()
-    number = memory.manifest.number("next_segment")
-    while num := _removed(segment_path(memory.folder, number)):
-        torn, number = torn + num, number + 1
-    vectors = memory.vectors.path
-    torn += _removed(vectors.with_name(f"vectors-{generation_of(vectors) + 1:04d}.f32"))
-    if torn:
+    if torn := drop_torn(memory):
         memory.notices.append(f"a torn tail of {torn} bytes, which was never committed, was dropped")
     if memory.manifest.number("forgetting"):
         if finish_forgetting(memory):
@@ -187,13 +180,3 @@ def _settle_sizes(memory: StoredMemory) -> None:
 def _size_of(path: Path) -> int:
     """Bytes of a file; 0 where there is none."""
     return path.stat().st_size if path.exists() else 0
-
-
-def _removed(path: Path) -> int:
-    """Delete a file that was never named, finished or not. Returns how many bytes it had, at least 1 if it was there."""
-    num_bytes = 0
-    for left in (path, path.with_suffix(".part")):
-        if left.exists():
-            num_bytes += max(1, left.stat().st_size)
-            left.unlink()
-    return num_bytes

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 from stored import (
+    THINNING,
+    after,
     fill,
     held,
     pulling_the_plug,
@@ -28,7 +30,7 @@ from memory.notes import Note, Notes
 from memory.reference import REFERENCE, Reference, keep_reference
 from memory.rows import Gap
 from memory.stored import Pending
-from memory.upkeep import merge
+from memory.upkeep import merge, rewrite
 from memory.vectors import mean_key
 
 MIB = 2**20
@@ -133,6 +135,38 @@ def test_a_forgetting_that_has_no_room_to_be_finished_is_told_and_finished_later
     assert again.memory.manifest.number("forgetting") == 1
     assert again.forget(50.0, 60.0) == [] and again.memory.manifest.number("forgetting") == 0
     again.close()
+
+
+def test_a_forgetting_that_failed_leaves_no_copy_of_what_the_next_one_forgets(tmp_path: Path) -> None:
+    bank, failed = stored_bank(tmp_path / "m"), []
+    fill(bank, range(4))
+    rewrite(bank.memory, bank.memory.manifest.segments_by_age(), thinning=THINNING)
+    fill(bank, range(4, 8))
+
+    def fault(point: str) -> None:
+        if point == "rewrite.begun" and not failed:
+            failed.append(point)
+            raise OSError("pulled the plug")
+
+    bank.memory.fault = fault
+    with pytest.raises(MemoryBankError, match="pulled the plug"):
+        bank.forget(0.35, 0.45)
+    assert bank.forget(0.0, 0.05) == [0]
+    mark = after(0, 1).values.contiguous().numpy().tobytes()
+    assert not [name for name, content in contents_of(tmp_path / "m").items() if mark in content]
+    assert bank.chunk_ids() == list(range(1, 8))
+    bank.close()
+
+
+def test_a_damaged_row_in_a_span_is_forgotten_with_it(tmp_path: Path) -> None:
+    fill(bank := stored_bank(tmp_path / "m"), range(9))
+    with bank.memory.manifest.changing() as db:
+        db.execute("UPDATE chunks SET start_seconds = 1e9, end_seconds = 2e9 WHERE chunk_id = 4")
+    assert bank.forget(0.25, 0.65) == [2, 3, 4, 5, 6]
+    mark = chunk(4).values.contiguous().numpy().tobytes()
+    assert not any(mark in content for content in contents_of(tmp_path / "m").values())
+    assert bank.memory.manifest.ids_of_all() == [0, 1, 7, 8]
+    bank.close()
 
 
 def test_a_picture_that_was_half_left_off_with_is_gone(tmp_path: Path) -> None:
