@@ -133,8 +133,9 @@ class MemoryBank(Bank):
             self._check_open()
             ids = overlapping([(i, self.span(i)) for i in self._tiers.entries], start_seconds, end_seconds)
             for chunk_id in ids:
+                # Whole chunks go, and nothing beyond what was watched is a gap.
+                self.gaps = add_span(self.gaps, self.span(chunk_id))
                 self._tiers.forget(chunk_id)
-            self.gaps = add_span(self.gaps, (start_seconds, end_seconds)) if ids else self.gaps
             return ids
 
     def prefetch(self, chunk_ids: Sequence[int]) -> None:

@@ -40,12 +40,7 @@ class Database:
         """One transaction: all of it, or nothing where an error comes out of the context."""
         if self._writes is None:
             raise MemoryBankError(f"the memory {self.folder} was opened for reading only")
-        if self._there() != self._file:
-            # SQLite would go on writing into a file that has no name any more.
-            raise MemoryBankError(
-                f"the manifest of {self.folder} was taken away while it was open, so nothing more is written to it;"
-                f" close it, then {self.rebuild}"
-            )
+        self.check_there()
         with self._lock, self._said():
             self._writes.execute("BEGIN IMMEDIATE")
             try:
@@ -55,6 +50,15 @@ class Database:
                 if self._writes.in_transaction:
                     self._writes.execute("ROLLBACK")
                 raise
+
+    def check_there(self) -> None:
+        """MemoryBankError if the file was taken away: SQLite would go on writing into one that has no name any more, and what
+        lies beside its name by now may be of another memory."""
+        if self._there() != self._file:
+            raise MemoryBankError(
+                f"the manifest of {self.folder} was taken away while it was open, so nothing more is written to it;"
+                f" close it, then {self.rebuild}"
+            )
 
     @property
     def num_bytes(self) -> int:
@@ -113,7 +117,7 @@ class Database:
         return db
 
     def _opened(self, mode: str) -> sqlite3.Connection:
-        uri = f"file:{quote(str(self.path.resolve()))}?mode={mode}"
+        uri = f"file:{quote(os.fsencode(self.path.resolve()))}?mode={mode}"
         db = sqlite3.connect(uri, uri=True, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
         # Damage may leave bytes that are no text; the checksums find it, decoding must not stumble over it.
         db.text_factory = lambda content: content.decode("utf-8", "replace")

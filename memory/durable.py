@@ -48,8 +48,7 @@ class DurableBank(MemoryBank):
         self.writer = WriteBehind(memory, lag_seconds) if write else None
         self._absent: set[int] = set()
         """Ids that are on disk but must not be read: damaged."""
-        for gap in memory.manifest.gaps():
-            self.gaps = add_span(self.gaps, (gap.start_seconds, gap.end_seconds))
+        self._take_up_gaps()
 
     def put(self, chunk: ChunkKV, record: ChunkRecord | None = None) -> list[int]:
         if self.writer is None:
@@ -139,12 +138,10 @@ class DurableBank(MemoryBank):
         self.writer.flush()
         with self._lock:
             self._check_open()
-            ids = forget_span(self.memory, start_seconds, end_seconds)
-            for chunk_id in ids:
-                if chunk_id in self._tiers.entries:
-                    self._tiers.forget(chunk_id)
-            self.gaps = add_span(self.gaps, (start_seconds, end_seconds)) if ids else self.gaps
-            return ids
+            stored = forget_span(self.memory, start_seconds, end_seconds)
+            self._take_up_gaps()
+            # A cache may have more than the disk, which has failed for a while.
+            return sorted({*stored, *super().forget(start_seconds, end_seconds)})
 
     def stats(self) -> dict[str, object]:
         found = super().stats()
@@ -224,6 +221,10 @@ class DurableBank(MemoryBank):
         self.damaged.append(chunk_id)
         self._absent.add(chunk_id)
         self._add_gap(chunk_id)
+
+    def _take_up_gaps(self) -> None:
+        for gap in self.memory.manifest.gaps():
+            self.gaps = add_span(self.gaps, (gap.start_seconds, gap.end_seconds))
 
     def _add_gap(self, chunk_id: int) -> None:
         """A stored chunk has no KV (any more)."""

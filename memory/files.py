@@ -85,7 +85,8 @@ def sync_folder(folder: Path) -> None:
 def passing_folder(inside: Path) -> Iterator[Path]:
     """A private folder (0700) inside another, which is made if it is missing. Both go in the end, the outer one if it was made
     here and is empty. MemoryBankError if it cannot be made."""
-    made = not inside.exists()
+    inside = inside.absolute()
+    made = not os.path.lexists(inside)
     try:
         inside.mkdir(mode=PRIVATE_FOLDER, parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix="kv-", dir=inside))
@@ -123,9 +124,20 @@ def locked(path: Path) -> Iterator[None]:
             raise MemoryBankError(
                 f"memory folder {path.parent} cannot be locked: {error.strerror}; choose a folder on another file system"
             ) from error
+        if not _is_named(handle, path):
+            # Deleted between the two: whoever comes next makes a new one and would hold that at the same time.
+            raise MemoryBankError(f"the memory {path.parent} was deleted just now; open it again")
         yield
     finally:
         os.close(handle)
+
+
+def _is_named(handle: int, path: Path) -> bool:
+    """Whether an open file is the one that `path` stands for."""
+    try:
+        return os.path.samestat(os.fstat(handle), path.stat())
+    except OSError:
+        return False
 
 
 def _write_all(handle: int, content: bytes) -> None:

@@ -1,22 +1,18 @@
-"""Stored memories from outside: which there are, what they hold, whether it is whole; copies, tables, deletion."""
+"""Stored memories from outside: which there are, what they hold, whether it is whole; deletion."""
 
 from __future__ import annotations
 
-import base64
-import json
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TextIO
 
 from data.errors import MemoryBankError
-from memory.files import PRIVATE_FILE, copy_private, locked, make_private, sync_folder
+from memory.files import locked, sync_folder
 from memory.identity import FORMAT_VERSION, Identity
 from memory.manifest import MANIFEST, Manifest
+from memory.notes import Notes
 from memory.opening import LOCK, NEW_MANIFEST, OLD_MANIFEST, is_memory, is_torn, open_memory
 from memory.reference import REFERENCE
 from memory.rows import Gap, Sitting
@@ -25,6 +21,7 @@ from memory.stored import StoredMemory
 
 PIN = "pinned"
 """A memory with this file in it never gives way to others."""
+META = ("format_version", "identity", "created_unix", "next_segment", "vectors", "num_vectors", "forgetting")
 OWN_NAMES = re.compile(
     rf"{LOCK}|{PIN}|{REFERENCE}|(reference|{PIN})\.part|({MANIFEST}|{NEW_MANIFEST}|{OLD_MANIFEST})(-wal|-shm|-journal)?"
     r"|segment-\d{8,}\.(safetensors|part)|vectors-\d{4,}\.(f32|part)"
@@ -123,10 +120,14 @@ def verify(folder: Path) -> Verdict:
     try:
         verdict = Verdict()
         verdict.problems += memory.manifest.check()
+        verdict.problems += _damaged_meta(memory.manifest)
+        if num_notes := Notes(memory.manifest).num_damaged():
+            verdict.problems.append(f"{num_notes} notes about what was watched for are damaged and left out")
         if num_entries := memory.manifest.num_damaged_entries():
             verdict.problems.append(f"{num_entries} entries about gaps, or what was watched when, are damaged and left out")
-        named = [segment_path(folder, number).name for number in memory.segments]
-        verdict.missing = [name for name in named if not (folder / name).exists()]
+        gone = [number for number in memory.segments if not segment_path(folder, number).exists()]
+        # Who writes meanwhile deletes what is no longer named.
+        verdict.missing = [segment_path(folder, number).name for number in gone if number in memory.manifest.segments()]
         verdict.foreign = sorted(p.name for p in folder.iterdir() if not _is_own(p))
         for chunk_id in memory.manifest.ids_of_all():
             verdict.num_chunks += 1
@@ -157,68 +158,6 @@ def bring_up(folder: Path) -> None:
         manifest.close()
     if version < FORMAT_VERSION:
         open_memory(folder, write=True).close()
-
-
-def export_table(folder: Path, out: Path) -> int:
-    """Times, tokens, drop ratios and thumbnails as JSON lines, in a private file. Returns the number of chunks."""
-    _check_outside(folder, out)
-    memory = open_memory(folder)
-    try:
-        num = 0
-        with _private(out) as file:
-            for chunk_id in memory.manifest.ids_of_all():
-                try:
-                    row = memory.manifest.row(chunk_id)
-                except MemoryBankError as error:
-                    file.write(json.dumps({"chunk_id": chunk_id, "error": str(error)}) + "\n")
-                    continue
-                if row is None:
-                    continue
-                record = row.record
-                line = {
-                    "chunk_id": row.chunk_id,
-                    "start_seconds": row.start_seconds,
-                    "end_seconds": row.end_seconds,
-                    "num_seen_tokens": row.num_seen_tokens,
-                    "num_kept_tokens": row.num_kept_tokens,
-                    "drop_ratio": record.drop_ratio,
-                    "stored_unix": row.stored_unix,
-                    "has_kv": row.segment is not None,
-                    "thumbnail_jpeg_base64": base64.b64encode(row.thumbnail).decode(),
-                }
-                file.write(json.dumps(line) + "\n")
-                num += 1
-            for gap in memory.manifest.gaps():
-                file.write(json.dumps({"gap": asdict(gap)}) + "\n")
-        return num
-    finally:
-        memory.close()
-
-
-def export_copy(folder: Path, out: Path) -> int:
-    """A copy of the memory as it is between two commits, private too. Returns its size in bytes. MemoryBankError if it is being
-    written, or `out` is not new or empty; nothing of a copy that fails is left."""
-    _check_outside(folder, out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise MemoryBankError(f"{out} is not empty; choose a new folder")
-    # One that cannot be written needs no mending, and nobody else writes it.
-    is_writable = os.access(folder, os.W_OK)
-    open_memory(folder, write=is_writable).close()
-    make_private(out)
-    try:
-        with locked(folder / LOCK) if is_writable else nullcontext():
-            for path in own_files(folder):
-                if path.name not in (LOCK, MANIFEST):
-                    copy_private(path, out / path.name)
-            # The manifest last, and under its name when it is whole: what it names is there then.
-            copy_private(folder / MANIFEST, out / NEW_MANIFEST)
-            (out / NEW_MANIFEST).rename(out / MANIFEST)
-            sync_folder(out)
-    except OSError as error:
-        for path in own_files(out):
-            path.unlink()
-        raise MemoryBankError(f"{folder} cannot be copied to {out}: {error.strerror}; choose another folder") from error
-    return sum(path.stat().st_size for path in out.iterdir())
 
 
 def delete(folder: Path) -> list[str]:
@@ -258,6 +197,17 @@ def delete_if_empty(folder: Path) -> bool:
     return not there
 
 
+def _damaged_meta(manifest: Manifest) -> list[str]:
+    """What is wrong with the values that only a writer needs, or everybody."""
+    wrong = []
+    for name in META:
+        try:
+            manifest.meta(name)
+        except MemoryBankError as error:
+            wrong.append(str(error))
+    return wrong
+
+
 def _wrong(memory: StoredMemory, chunk_id: int) -> str | None:
     """Why a chunk cannot be read; "" if it can be, None if its KV was let go."""
     try:
@@ -265,29 +215,12 @@ def _wrong(memory: StoredMemory, chunk_id: int) -> str | None:
         if row is None or row.segment is None:
             return None
         memory.get(chunk_id)
-    except (MemoryBankError, KeyError) as error:
+    except KeyError:
+        return None  # Let go by who writes it, between the two.
+    except MemoryBankError as error:
         return str(error)
     return ""
 
 
 def _is_own(path: Path) -> bool:
     return OWN_NAMES.fullmatch(path.name) is not None and not path.is_dir()
-
-
-def _check_outside(folder: Path, out: Path) -> None:
-    """MemoryBankError if `out` would lie in the memory, where forgetting does not reach it."""
-    if folder.resolve() in out.resolve().parents:
-        raise MemoryBankError(f"{out} would lie in the memory itself; choose a place outside of {folder}")
-
-
-@contextmanager
-def _private(out: Path) -> Iterator[TextIO]:
-    """A text file of its owner's own, also where one with other permissions was there. MemoryBankError if it cannot be
-    written."""
-    try:
-        with os.fdopen(os.open(out, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, PRIVATE_FILE), "w") as file:
-            if out.is_file():
-                os.fchmod(file.fileno(), PRIVATE_FILE)
-            yield file
-    except OSError as error:
-        raise MemoryBankError(f"{out} cannot be written: {error.strerror}; choose another file") from error

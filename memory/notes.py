@@ -69,12 +69,24 @@ class Notes:
                 logger.warning("a note (%s %s) in %s is damaged and left out", kind, note.number, self.manifest.folder)
         return found
 
+    def all(self) -> list[Note]:
+        """The notes of every kind, but for damaged ones."""
+        kinds = self.manifest.query(f"SELECT DISTINCT kind FROM {TABLE}") if self._exist() else []
+        return [note for (kind,) in kinds for note in self.of(kind)]
+
+    def num_damaged(self) -> int:
+        """How many are not as they were written."""
+        return int(self.manifest.query(f"SELECT count(*) FROM {TABLE}")[0][0]) - len(self.all()) if self._exist() else 0
+
     def forget(self, spans: Collection[tuple[float, float]]) -> None:
-        """Really remove the notes that overlap one of the spans."""
+        """Remove the notes that overlap one of the spans; really gone they are when the forgetting is finished."""
         if not self._exist():
             return
         with self.manifest.changing() as db:
-            db.executemany(f"DELETE FROM {TABLE} WHERE start_seconds < ? AND end_seconds > ?", [(e, s) for s, e in spans])
+            for start, end in spans:
+                found = db.execute(f"DELETE FROM {TABLE} WHERE start_seconds < ? AND end_seconds > ?", (end, start))
+                if found.rowcount:
+                    self.manifest.set_meta(db, "forgetting", 1)
 
     def _exist(self) -> bool:
         return bool(self.manifest.query("SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ?", (TABLE,)))

@@ -14,11 +14,11 @@ from memory.files import Fault, locked, make_private, no_fault, sync_folder, wri
 from memory.identity import FORMAT_VERSION, Identity
 from memory.manifest import LOGS, MANIFEST, Manifest
 from memory.migrations import MIGRATIONS, Migration
+from memory.reference import REFERENCE
 from memory.segment_file import segment_path, segments_in
 from memory.stored import SEGMENT_BYTES, StoredMemory
 from memory.thinning import Thinning
-from memory.upkeep import delete_unwanted, finish_forgetting
-from memory.vectors import generation_of
+from memory.upkeep import delete_unwanted, drop_torn, finish_forgetting
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +50,8 @@ def open_memory(
     """
     if disk_bytes < 1:
         raise ConfigError(f"disk_bytes is {disk_bytes}, which leaves a memory no room; give more, or no folder for a memory")
+    # Whatever becomes the working directory meanwhile, it stays the same folder.
+    folder = folder.absolute()
     with ExitStack() as lock:
         if write:
             if identity is None or is_memory(folder):
@@ -85,19 +87,20 @@ def open_memory(
 
 def is_memory(folder: Path) -> bool:
     """Whether a folder holds a memory."""
-    return (folder / MANIFEST).is_file()
+    # Not Path.is_file, which raises for a name that is too long, or a folder that is somebody else's, such as lost+found.
+    return os.path.isfile(folder / MANIFEST)
 
 
 def is_torn(folder: Path) -> bool:
     """Whether a folder holds what is left of a memory without its manifest."""
-    there = folder.is_dir() and os.access(folder, os.R_OK | os.X_OK)
+    there = os.path.isdir(folder) and os.access(folder, os.R_OK | os.X_OK)
     return there and not is_memory(folder) and bool(segments_in(folder))
 
 
 def _check_there(folder: Path) -> None:
     if is_memory(folder):
         return
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise MemoryBankError(f"there is no memory at {folder}; give the folder of one")
     if is_torn(folder):
         raise MemoryBankError(
@@ -111,9 +114,9 @@ def _check_there(folder: Path) -> None:
 
 def _check_empty(folder: Path) -> None:
     """A new memory goes into a folder of its own. What a crash left of making it may be there."""
-    if not folder.exists():
+    if not os.path.lexists(folder):
         return
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise MemoryBankError(f"memory folder {folder} is a file; choose another folder")
     left = (LOCK, FIRST_VECTORS, Path(FIRST_VECTORS).with_suffix(".part").name)
     foreign = [p.name for p in folder.iterdir() if p.name not in left and not p.name.startswith(NEW_MANIFEST)]
@@ -144,22 +147,18 @@ def _create(folder: Path, identity: Identity, fault: Fault) -> None:
 
 
 def _mend(memory: StoredMemory) -> None:
-    """Drop what a crash left behind the last commit. Its names are known, so nothing has to be searched."""
-    for leftover in [memory.folder / f"{name}{log}" for name in (NEW_MANIFEST, OLD_MANIFEST) for log in ("", *LOGS)]:
-        # Of a rebuilding that was interrupted when it was all but done: what is forgotten must not stay in it.
-        leftover.unlink(missing_ok=True)
+    """Drop what a crash left."""
+    # Of a rebuilding that was interrupted when it was all but done: what is forgotten must not stay in it.
+    manifests = [f"{name}{log}" for name in (NEW_MANIFEST, OLD_MANIFEST) for log in ("", *LOGS)]
+    # Nor in the picture that a stream was about to leave off with.
+    for name in [*manifests, Path(REFERENCE).with_suffix(".part").name]:
+        (memory.folder / name).unlink(missing_ok=True)
     _settle_sizes(memory)
-    torn = memory.vectors.cut()
-    number = memory.manifest.number("next_segment")
-    while num := _removed(segment_path(memory.folder, number)):
-        torn, number = torn + num, number + 1
-    vectors = memory.vectors.path
-    torn += _removed(vectors.with_name(f"vectors-{generation_of(vectors) + 1:04d}.f32"))
-    if torn:
+    if torn := drop_torn(memory):
         memory.notices.append(f"a torn tail of {torn} bytes, which was never committed, was dropped")
     if memory.manifest.number("forgetting"):
-        finish_forgetting(memory)
-        memory.notices.append("an interrupted forgetting was finished")
+        if finish_forgetting(memory):
+            memory.notices.append("an interrupted forgetting was finished")
     else:
         delete_unwanted(memory)
     for notice in memory.notices:
@@ -181,13 +180,3 @@ def _settle_sizes(memory: StoredMemory) -> None:
 def _size_of(path: Path) -> int:
     """Bytes of a file; 0 where there is none."""
     return path.stat().st_size if path.exists() else 0
-
-
-def _removed(path: Path) -> int:
-    """Delete a file that was never named, finished or not. Returns how many bytes it had, at least 1 if it was there."""
-    num_bytes = 0
-    for left in (path, path.with_suffix(".part")):
-        if left.exists():
-            num_bytes += max(1, left.stat().st_size)
-            left.unlink()
-    return num_bytes

@@ -39,8 +39,8 @@ class PlainBank(Bank):
     def forget(self, start_seconds: float, end_seconds: float) -> list[int]:
         ids = overlapping([(i, self.span(i)) for i in self._chunks], start_seconds, end_seconds)
         for chunk_id in ids:
+            self.gaps = add_span(self.gaps, self.span(chunk_id))
             del self._chunks[chunk_id]
-        self.gaps = add_span(self.gaps, (start_seconds, end_seconds)) if ids else self.gaps
         return ids
 
     @contextmanager

@@ -1,7 +1,7 @@
 """A new manifest for a memory that has lost its own, or whose own is damaged.
 
 Segments describe themselves (see `memory.labels`): KV, times, kept cells and the model come back from them. Pictures, the
-reasons of gaps, and which recording goes on where are in the manifest only: of them comes back what can still be read there.
+reasons of gaps, watches, and which recording goes on where are in the manifest only: what can still be read there comes back.
 Only a forgetting of everything that was interrupted between its last commit and the deletion of its files can come back.
 """
 
@@ -26,6 +26,7 @@ from memory.identity import FORMAT_VERSION, Identity
 from memory.labels import Origin, RowLabel, origin_of, row_of
 from memory.layout import Packet, unpack
 from memory.manifest import LOGS, MANIFEST, Manifest
+from memory.notes import Note, Notes
 from memory.opening import LOCK, NEW_MANIFEST, OLD_MANIFEST, is_memory, is_torn
 from memory.records import mask_from_bytes, mask_to_bytes
 from memory.rows import ChunkRow, Gap, Sitting
@@ -35,6 +36,8 @@ from memory.vectors import Summaries, VectorFile, generation_of, vectors_in
 logger = logging.getLogger(__name__)
 
 CHUNKS_AT_A_TIME = 256
+ALL = 2**62
+"""Notes of a kind: none goes, whatever its number."""
 TOUCHING_SECONDS = 1e-3
 T = TypeVar("T")
 
@@ -62,7 +65,9 @@ class _Salvaged:
     sittings: list[Sitting] | None = None
     unwanted: set[str] = field(default_factory=set)
     named: set[int] = field(default_factory=set)
+    notes: list[Note] = field(default_factory=list)
     num_damaged_entries: int = 0
+    num_damaged_notes: int = 0
 
 
 def rebuild(folder: Path) -> Rebuilt:
@@ -165,6 +170,8 @@ def _salvage(folder: Path, chunk_ids: Sequence[int]) -> _Salvaged:
             found.gaps, found.sittings = _read(manifest.gaps), _read(manifest.sittings)
             found.num_damaged_entries = _read(manifest.num_damaged_entries) or 0
             found.named = set(_read(manifest.segments) or {})
+        found.notes = _read(lambda: Notes(manifest).all()) or []
+        found.num_damaged_notes = _read(lambda: Notes(manifest).num_damaged()) or 0
         found.unwanted = set(_read(manifest.unwanted) or [])
     finally:
         manifest.close()
@@ -200,6 +207,8 @@ def _write(
     gaps = old.gaps if old.gaps is not None else _unexplained([*rows.values(), *without.values()])
     if old.sittings is None:
         found.lost.append("which source was watched when is lost, and why nothing was watched or kept in between")
+    if old.num_damaged_notes:
+        found.lost.append(f"{old.num_damaged_notes} notes about what was watched for")
     if old.num_damaged_entries:
         found.lost.append(f"{old.num_damaged_entries} entries about gaps or about what was watched when")
     manifest = Manifest.create(folder, identity, vectors.path.name, NEW_MANIFEST)
@@ -212,6 +221,7 @@ def _write(
         for sitting in old.sittings if old.sittings is not None else unknown:
             manifest.add_sitting(db, sitting)
         manifest.set_meta(db, "num_vectors", vectors.num_records)
+    Notes(manifest).put(old.notes, most=ALL)
     manifest.close()
     # The old one goes with its log: a log beside another manifest would be taken for that one's.
     if (folder / MANIFEST).exists():

@@ -162,9 +162,9 @@ class StoredMemory:
             try:
                 return unpack(row.layout, read_block(path, row.place), row.crc32)
             except MemoryBankError as error:
-                # A merge may have moved it between the two reads.
+                # It may have been moved, or forgotten, between the two reads.
                 before, row = row.segment, self.manifest.row(chunk_id)
-                if row is None or row.segment == before:
+                if row is not None and row.segment == before:
                     raise MemoryBankError(f"{path.name}: chunk {chunk_id} is damaged: {error}; it is left out") from error
 
     def packets(self, chunk_ids: Sequence[int], take: Take = fresh) -> dict[int, Packet]:
@@ -203,7 +203,8 @@ class StoredMemory:
 
     @contextmanager
     def said(self) -> Iterator[None]:
-        """Errors of the file system as one line; nothing half done is left behind."""
+        """Something is written: not into the folder of another memory, and errors of the file system as one line."""
+        self.manifest.check_there()
         try:
             yield
         except OSError as error:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -53,6 +54,8 @@ def merge(memory: StoredMemory) -> bool:
 def forget(memory: StoredMemory, chunk_ids: Collection[int], gaps: Sequence[Gap]) -> None:
     """Really remove chunks: their KV, vectors, rows and thumbnails, from every file, and the notes about the gaps."""
     with memory.lock, memory.said():
+        # An earlier try that failed may have left copies of it.
+        drop_torn(memory)
         # First: without it the stream goes on with a whole chunk, with it a picture would be left.
         forget_reference(memory.folder)
         Notes(memory.manifest).forget([(gap.start_seconds, gap.end_seconds) for gap in gaps])
@@ -63,22 +66,35 @@ def forget(memory: StoredMemory, chunk_ids: Collection[int], gaps: Sequence[Gap]
 def forget_span(memory: StoredMemory, start_seconds: float, end_seconds: float) -> list[int]:
     """Really remove every chunk that overlaps [start_seconds, end_seconds). Returns their ids."""
     check_span(start_seconds, end_seconds)
-    ids = memory.manifest.ids_of_all("WHERE start_seconds < ? AND end_seconds > ?", (end_seconds, start_seconds))
-    if ids:
-        # Whole chunks go, and nothing beyond what was watched is a gap.
-        forget(memory, ids, [Gap(*memory.manifest.span_of(ids), "forgotten")])
+    with memory.lock, memory.said():
+        # Where the chunks went long ago, for want of room, notes about them may be left.
+        Notes(memory.manifest).forget([(start_seconds, end_seconds)])
+        ids = memory.manifest.ids_of_all("WHERE start_seconds < ? AND end_seconds > ?", (end_seconds, start_seconds))
+        if ids:
+            # Those between them, too: a damaged row may claim any time.
+            ids = memory.manifest.ids_of_all("WHERE chunk_id BETWEEN ? AND ?", (ids[0], ids[-1]))
+            # Whole chunks go, and nothing beyond what was watched is a gap.
+            forget(memory, ids, [Gap(*memory.manifest.span_of(ids), "forgotten")])
+        elif memory.manifest.number("forgetting"):
+            finish_forgetting(memory)
     return ids
 
 
-def finish_forgetting(memory: StoredMemory) -> None:
-    """The last part of forgetting, also after a crash: what was deleted is not left in the manifest's free pages."""
+def finish_forgetting(memory: StoredMemory) -> bool:
+    """The last part of forgetting, also after a crash: what was deleted is not left in the manifest's free pages. False if that
+    must wait for the next time: then it is in the notices why. Nothing is read of what was forgotten meanwhile."""
     delete_unwanted(memory)
     memory.fault("forget.compacting")
-    if not memory.manifest.compact():
-        memory.notices.append("a reader keeps traces of what was forgotten in the manifest's log until it closes")
-        return
+    try:
+        why = "" if memory.manifest.compact() else "a reader is in the way"
+    except MemoryBankError as error:
+        why = str(error)
+    if why:
+        memory.notices.append(f"traces of what was forgotten stay in the manifest or its log until it is opened again: {why}")
+        return False
     with memory.manifest.changing() as db:
         memory.manifest.set_meta(db, "forgetting", 0)
+    return True
 
 
 def keep_quota(memory: StoredMemory, num_bytes: int) -> None:
@@ -126,6 +142,26 @@ def drop_kv(memory: StoredMemory, segment: int) -> list[int]:
     _drop_dead_vectors(memory)
     delete_unwanted(memory)
     return [row.chunk_id for row in rows]
+
+
+def drop_torn(memory: StoredMemory) -> int:
+    """Delete what was written behind the last commit, and how many bytes that was. Its names are known, so nothing has to be
+    searched."""
+    torn, number = memory.vectors.cut(), memory.manifest.number("next_segment")
+    while num := _removed(segment_path(memory.folder, number)):
+        torn, number = torn + num, number + 1
+    vectors = memory.vectors.path
+    return torn + _removed(vectors.with_name(f"vectors-{generation_of(vectors) + 1:04d}.f32"))
+
+
+def _removed(path: Path) -> int:
+    """Delete a file that was never named, finished or not. Returns how many bytes it had, at least 1 if it was there."""
+    num_bytes = 0
+    for left in (path, path.with_suffix(".part")):
+        if left.exists():
+            num_bytes += max(1, left.stat().st_size)
+            left.unlink()
+    return num_bytes
 
 
 def delete_unwanted(memory: StoredMemory) -> None:

@@ -11,7 +11,8 @@ from test_memory_stores import same
 from test_remembered import QUESTION, SMALL, said
 
 from data.world import make_world
-from memory.library import export_copy, verify
+from memory.exports import export_copy
+from memory.library import verify
 from memory.reference import REFERENCE, reference_of
 from vstream.config import SessionConfig
 from vstream.session import StreamSession

@@ -12,7 +12,8 @@ from stored import fill, stored_bank
 from test_remembered import run
 
 from data.errors import MemoryBankError
-from memory.library import delete, export_copy, export_table, own_files, verify
+from memory.exports import export_copy, export_table
+from memory.library import delete, own_files, verify
 from memory.manifest import MANIFEST
 from memory.opening import is_memory
 

@@ -2,21 +2,35 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from stored import (
+    THINNING,
+    after,
     fill,
+    held,
     pulling_the_plug,
     record_of,
     stored_bank,
     vectors_of,
+    wait_until_within_lag,
+    wait_until_written,
 )
 from test_memory_stores import chunk, same
 
 from data.errors import MemoryBankError
-from memory.upkeep import merge
+from memory import MemoryBank, PlainBank
+from memory.manifest import Manifest
+from memory.notes import Note, Notes
+from memory.reference import REFERENCE, Reference, keep_reference
+from memory.rows import Gap
+from memory.stored import Pending
+from memory.upkeep import merge, rewrite
 from memory.vectors import mean_key
 
 MIB = 2**20
@@ -61,6 +75,112 @@ def test_forgetting_leaves_no_trace_in_any_file(tmp_path: Path) -> None:
     fill(again, range(50, 53))
     assert again.chunk_ids() == [*left, 50, 51, 52]
     again.close()
+
+
+def test_what_only_a_cache_holds_is_forgotten_too(tmp_path: Path) -> None:
+    bank = stored_bank(tmp_path / "m", MIB, MIB, lag_seconds=0.25)
+    fill(bank, range(4))
+    commit, error = bank.memory.commit, MemoryBankError("the disk is full")
+
+    def full(batch: Sequence[Pending], gaps: Sequence[Gap] = ()) -> None:
+        raise error
+
+    bank.memory.commit = full  # type: ignore[method-assign]
+    for i in range(4, 12):
+        bank.put(chunk(i), record_of(chunk(i)))
+    wait_until_within_lag(bank, 5)
+    bank.memory.commit = commit  # type: ignore[method-assign]
+    wait_until_written(bank)
+    assert not bank.memory.manifest.holds(6) and held(bank, range(12)), "the stream went on in RAM"
+    assert bank.forget(0.35, 0.75) == [3, 4, 5, 6, 7] and bank.get(range(3, 8)) == []
+    bank.check_integrity()
+    bank.close()
+
+
+def test_what_is_forgotten_without_end_leaves_a_gap_that_ends(tmp_path: Path) -> None:
+    for bank in (PlainBank("cpu"), MemoryBank("cpu", MIB, 0), stored_bank(tmp_path / "m", MIB)):
+        for i in range(5):
+            bank.put(chunk(i))
+        assert bank.forget(0.15, math.inf) == [1, 2, 3, 4]
+        assert bank.gaps == [(chunk(1).start_seconds, chunk(4).end_seconds)], bank
+        bank.close()
+
+
+def test_notes_about_a_span_whose_chunks_have_gone_are_forgotten(tmp_path: Path) -> None:
+    bank = stored_bank(tmp_path / "m")
+    fill(bank, range(3))
+    secret = "somebody came in whom nobody may know of"
+    Notes(bank.memory.manifest).put([Note("alert", 0, secret, 50.0, 51.0), Note("alert", 1, "kept", 60.0, 61.0)], most=9)
+    assert bank.forget(50.5, 52.0) == [] and [note.content for note in Notes(bank.memory.manifest).of("alert")] == ["kept"]
+    assert not any(secret.encode() in content for content in contents_of(tmp_path / "m").values())
+    bank.close()
+
+
+def test_a_forgetting_that_has_no_room_to_be_finished_is_told_and_finished_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(manifest: Manifest) -> bool:
+        raise MemoryBankError("database or disk is full")
+
+    bank = stored_bank(tmp_path / "m", MIB)
+    fill(bank, range(6))
+    with monkeypatch.context() as patched:
+        patched.setattr(Manifest, "compact", full)
+        assert bank.forget(0.35, 0.45) == [3, 4] and bank.get([3, 4]) == [], "nothing is read of it any more"
+        assert "disk is full" in str(bank.stats()["notices"])
+        bank.close()
+        again = stored_bank(tmp_path / "m", MIB)
+        assert [words for words in again.memory.notices if "stay in the manifest" in words]
+        assert not [words for words in again.memory.notices if "was finished" in words]
+    assert again.memory.manifest.number("forgetting") == 1
+    assert again.forget(50.0, 60.0) == [] and again.memory.manifest.number("forgetting") == 0
+    again.close()
+
+
+def test_a_forgetting_that_failed_leaves_no_copy_of_what_the_next_one_forgets(tmp_path: Path) -> None:
+    bank, failed = stored_bank(tmp_path / "m"), []
+    fill(bank, range(4))
+    rewrite(bank.memory, bank.memory.manifest.segments_by_age(), thinning=THINNING)
+    fill(bank, range(4, 8))
+
+    def fault(point: str) -> None:
+        if point == "rewrite.begun" and not failed:
+            failed.append(point)
+            raise OSError("pulled the plug")
+
+    bank.memory.fault = fault
+    with pytest.raises(MemoryBankError, match="pulled the plug"):
+        bank.forget(0.35, 0.45)
+    assert bank.forget(0.0, 0.05) == [0]
+    mark = after(0, 1).values.contiguous().numpy().tobytes()
+    assert not [name for name, content in contents_of(tmp_path / "m").items() if mark in content]
+    assert bank.chunk_ids() == list(range(1, 8))
+    bank.close()
+
+
+def test_a_damaged_row_in_a_span_is_forgotten_with_it(tmp_path: Path) -> None:
+    fill(bank := stored_bank(tmp_path / "m"), range(9))
+    with bank.memory.manifest.changing() as db:
+        db.execute("UPDATE chunks SET start_seconds = 1e9, end_seconds = 2e9 WHERE chunk_id = 4")
+    assert bank.forget(0.25, 0.65) == [2, 3, 4, 5, 6]
+    mark = chunk(4).values.contiguous().numpy().tobytes()
+    assert not any(mark in content for content in contents_of(tmp_path / "m").values())
+    assert bank.memory.manifest.ids_of_all() == [0, 1, 7, 8]
+    bank.close()
+
+
+def test_a_picture_that_was_half_left_off_with_is_gone(tmp_path: Path) -> None:
+    bank = stored_bank(tmp_path / "m")
+    fill(bank, range(3))
+    keep_reference(bank.memory, Reference({"picture": torch.arange(9)}), 2)
+    bank.close()
+    # As a kill in the middle of writing leaves it.
+    left = (tmp_path / "m" / REFERENCE).with_suffix(".part")
+    left.write_bytes((tmp_path / "m" / REFERENCE).read_bytes()[:-9])
+    again = stored_bank(tmp_path / "m")
+    again.forget(0.0, 0.3)
+    again.close()
+    assert not left.exists() and not (tmp_path / "m" / REFERENCE).exists()
 
 
 @pytest.mark.parametrize(

@@ -17,14 +17,15 @@ from test_memory_stores import chunk, same
 from data.errors import MemoryBankError
 from memory import DurableBank, open_memory
 from memory.identity import FORMAT_VERSION
-from memory.library import verify
+from memory.library import META, verify
 from memory.manifest import MANIFEST, Manifest
+from memory.notes import Note, Notes
 from memory.rebuild import rebuild
 from memory.rows import ChunkRow, Gap, Sitting
 from memory.stored import ROW_BYTES
 from memory.stored_records import NUM_CHECKED, StoredRecords
 from memory.thinning import Distinct, Thinning
-from memory.upkeep import rewrite
+from memory.upkeep import drop_kv, rewrite
 from vstream.remembered import join
 
 SMALL = {"segment_bytes": 8_000, "disk_bytes": 120_000, "thinning": Thinning(Distinct()), "lag_seconds": 0.1}
@@ -266,6 +267,79 @@ def test_a_manifest_that_is_taken_away_is_not_written_on(tmp_path: Path) -> None
     assert held(bank, range(9)), "the stream goes on in RAM"
     bank.close()
     assert rebuild(folder).num_chunks >= 5 and verify(folder).whole
+
+
+def test_a_memory_in_the_place_of_one_that_was_removed_is_left_alone(tmp_path: Path) -> None:
+    bank = stored_bank(tmp_path / "m", 0, 10**6)
+    fill(bank, range(3))
+    shutil.rmtree(tmp_path / "m")
+    other = stored_bank(tmp_path / "m")
+    fill(other, range(100, 110))
+    for i in range(3, 6):
+        bank.put(chunk(i), record_of(chunk(i)))
+    with pytest.raises(MemoryBankError, match="was taken away while it was open"):
+        bank.writer.flush()
+    bank.close()
+    other.close()
+    found = verify(tmp_path / "m")
+    assert found.whole and found.num_good == 10, found
+    again = stored_bank(tmp_path / "m")
+    assert again.memory.notices == [] and held(again, range(100, 110))
+    again.close()
+
+
+@pytest.mark.parametrize("name", META)
+def test_what_only_a_writer_needs_is_verified_too(tmp_path: Path, name: str) -> None:
+    memory = open_memory(made(tmp_path / "m", 3), write=True)
+    Notes(memory.manifest).put([Note("watch", i, f"it rains {i}") for i in range(2)], most=9)
+    memory.close()
+    assert verify(tmp_path / "m").whole
+    db = sqlite3.connect(tmp_path / "m" / MANIFEST)
+    db.execute("UPDATE meta SET crc32 = crc32 + 1 WHERE name = ?", (name,))
+    db.commit()
+    if name in ("format_version", "identity", "vectors", "num_vectors"):
+        with pytest.raises(MemoryBankError, match=f"has no right {name}"):
+            verify(tmp_path / "m")
+    else:
+        assert [words for words in verify(tmp_path / "m").problems if f"has no right {name}" in words]
+    db.execute("UPDATE meta SET crc32 = crc32 - 1 WHERE name = ?", (name,))
+    db.execute("UPDATE notes SET content = 'it snows' WHERE number = 1")
+    db.commit()
+    db.close()
+    assert [words for words in verify(tmp_path / "m").problems if words.startswith("1 notes")]
+    found = rebuild(tmp_path / "m")
+    assert [words for words in found.lost if words.startswith("1 notes")] and verify(tmp_path / "m").whole
+    manifest = Manifest(tmp_path / "m", write=False)
+    assert [note.content for note in Notes(manifest).of("watch")] == ["it rains 0"], "a rebuilding keeps what is watched for"
+    manifest.close()
+
+
+def test_who_writes_meanwhile_makes_nothing_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between any two looks of a reader, a writer may merge, forget, or let KV go."""
+    bank = stored_bank(tmp_path / "m")
+    for i in range(9):
+        fill(bank, range(i, i + 1))
+    check = Manifest.check
+
+    def busy(manifest: Manifest) -> list[str]:
+        rewrite(bank.memory, bank.memory.manifest.segments_by_age()[3:])
+        return check(manifest)
+
+    row, turn = Manifest.row, iter(range(99))
+
+    def busier(manifest: Manifest, chunk_id: int) -> ChunkRow | None:
+        found = row(manifest, chunk_id)
+        if manifest is not bank.memory.manifest and next(turn) == 1:
+            drop_kv(bank.memory, bank.memory.manifest.segments_by_age()[0])
+            bank.forget(0.05, 0.15)
+        return found
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Manifest, "check", busy)
+        patched.setattr(Manifest, "row", busier)
+        found = verify(tmp_path / "m")
+    assert found.whole, found
+    bank.close()
 
 
 @pytest.mark.parametrize("is_open", [True, False])

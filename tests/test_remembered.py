@@ -39,6 +39,13 @@ def said(answer: Answer, tiers: bool = False) -> tuple:
     return answer.text, answer.asked_at_seconds, evidence, answer.num_context_tokens
 
 
+def test_what_memory_has_dropped_and_is_still_in_view_is_forgotten(random_adapter, frames) -> None:
+    with watched(random_adapter, frames, None, SMALL.replace(gpu_bytes=1, ram_bytes=0)) as session:
+        assert session.bank.chunk_ids() == [] and [kv.chunk_id for kv in session.ingest.window] == [9, 10, 11]
+        assert session.forget(10.0, 11.0) == [10]
+        assert [kv.chunk_id for kv in session.ingest.window] == [9, 11] and session.record(10) is None
+
+
 @pytest.mark.parametrize("retrieval", everyday(["key_similarity", "per_layer", "uniform", "none"]))
 def test_a_reopened_memory_answers_as_the_session_did(random_adapter, frames, tmp_path: Path, retrieval: str) -> None:
     config = SMALL.replace(retrieval=retrieval)

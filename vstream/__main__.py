@@ -73,7 +73,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         with printing(sys.stdout):
             return run(args)
     except VStreamError as error:
-        sys.stderr.write(f"vstream {args.command}: {error}\n")
+        # One line, also where the name of a file is not.
+        sys.stderr.write(f"vstream {args.command}: {' '.join(str(error).splitlines())}\n")
         return USAGE_ERROR
     except BrokenPipeError:
         # As in `watch … | head -1`: who reads has seen enough.

@@ -13,7 +13,7 @@ from PIL import Image
 
 from data.change import num_cells
 from data.frames import Chunk
-from memory.base import Bank
+from memory.base import Bank, overlapping
 from memory.records import ChunkRecord
 from model_adapters.base import ChunkKV, KVContext, ModelAdapter, TokenRun, VisualTokens
 from retrieval.base import Retriever
@@ -110,6 +110,11 @@ class Ingest:
         """Take up a stream where it was left. window: its last chunks, in stream order."""
         self.window = deque(window)
         self._renew()
+
+    def in_view(self, start_seconds: float, end_seconds: float) -> list[int]:
+        """The chunks of the window that overlap a span, also those that memory has dropped. MemoryBankError if it is none."""
+        spans = [(kv.chunk_id, (kv.start_seconds, kv.end_seconds)) for kv in self.window]
+        return overlapping(spans, start_seconds, end_seconds)
 
     def forget(self, chunk_ids: Collection[int]) -> None:
         """Take chunks out of the window, and out of what the next ones are compared with."""

@@ -47,7 +47,7 @@ class Library:
 
     def __init__(self, folder: Path, config: SessionConfig | None = None) -> None:
         check_library(folder)
-        self.folder = folder
+        self.folder = folder = folder.absolute()
         self.config = config or SessionConfig()
         self.notices: deque[str] = deque(maxlen=MAX_NOTICES)
         """What gave way, and what was not remembered, in words, the newest last."""

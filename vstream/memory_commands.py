@@ -12,7 +12,8 @@ from typing import Any
 
 from data.errors import MemoryBankError, VStreamError
 from memory.database import REBUILD
-from memory.library import Description, delete, describe, export_copy, export_table, memories, verify
+from memory.exports import export_copy, export_table
+from memory.library import Description, delete, describe, memories, verify
 from memory.opening import open_memory
 from memory.rebuild import rebuild
 from memory.room import is_pinned, pin

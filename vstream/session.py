@@ -277,7 +277,7 @@ class StreamSession(Speaking):
         Returns their ids. KV of later chunks was made with these in view; that trace cannot be taken out again.
         """
         with self.turns.ingest(), self._lock:
-            ids = self.bank.forget(start_seconds, end_seconds)
+            ids = sorted({*self.bank.forget(start_seconds, end_seconds), *self.ingest.in_view(start_seconds, end_seconds)})
             self.retriever.remove(ids)
             self.records.remove(ids)
             self.ingest.forget(ids)

@@ -103,7 +103,7 @@ def printing(out: TextIO | None) -> Iterator[None]:
         yield
         return
     if isinstance(out, io.TextIOWrapper):
-        # What the encoding of a terminal lacks is told by its number; it ends no stream.
+        # What the encoding of a terminal lacks, or what is no text in a file's name, is told by its number; it ends no stream.
         out.reconfigure(errors="backslashreplace")
     printed = Printed(out)
     with redirect_stdout(printed):
