@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from checkpoints import CLIP, NORMAL, save_smolvlm
 from families import BUILDERS
 from transformers import InternVLForConditionalGeneration
 
@@ -182,3 +183,31 @@ def test_weights_without_a_place_are_told(tmp_path: Path, said) -> None:
     said.clear()
     load_adapter(str(BUILDERS["qwen2_5_omni"](tmp_path / "omni")), device="cpu")
     assert "no place for" not in said.text
+
+
+# Frames as published checkpoints have them
+
+
+@pytest.mark.slow
+def test_frames_that_are_no_whole_number_of_patches_lose_their_rim(tmp_path: Path) -> None:
+    """SmolVLM2-2.2B: 384 pixels are 27 patches of 14 and six pixels more; 27 are 9 tokens of 3."""
+    assert check([str(save_smolvlm(tmp_path / "model", image_size=56, patch_size=9, scale_factor=3))]) == 0
+
+
+@pytest.mark.slow
+def test_a_video_processor_that_does_not_fit_its_tower_gives_way_to_the_image_processor(tmp_path: Path, caplog) -> None:
+    """InternVL3.5: 384 pixels and CLIP's mean for a tower of 448, 27 patches that cannot be put together two by two."""
+    folder = BUILDERS["internvl"](tmp_path / "model")
+    (folder / "processor_config.json").unlink()
+    pictures = {"image_processor_type": "GotOcr2ImageProcessorFast", "size": {"height": 64, "width": 64}, **NORMAL}
+    (folder / "preprocessor_config.json").write_text(json.dumps(pictures))
+    video = {"video_processor_type": "InternVLVideoProcessor", "size": {"height": 56, "width": 56}, **CLIP}
+    (folder / "video_preprocessor_config.json").write_text(json.dumps(video))
+    spec = load_adapter(str(folder), device="cpu").spec  # type: ignore[attr-defined]
+    assert (spec.side, spec.cells, spec.mean) == (64, 4, (0.5, 0.5, 0.5)) and "frames of 56 pixels" in caplog.text
+    assert check([str(folder)]) == 0
+    # One that fits goes first, whatever pictures are like.
+    video["size"] = {"height": 48, "width": 48}
+    (folder / "video_preprocessor_config.json").write_text(json.dumps(video))
+    spec = load_adapter(str(folder), device="cpu").spec  # type: ignore[attr-defined]
+    assert (spec.side, spec.cells) == (48, 3)
