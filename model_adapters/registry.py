@@ -103,7 +103,7 @@ def load_adapter(
             name_or_path, checkpoint.folder, **options
         )
     except (*NO_SENSE, ImportError, AssertionError, SafetensorError, TemplateError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = f"its files lack {error}" if isinstance(error, KeyError) else " ".join(str(error).split())[:200]
         raise AdapterError(f"{name_or_path} cannot be loaded: {reason}") from error
     loaded.compile_steps(compile_step)
     return loaded
@@ -157,6 +157,8 @@ def _placement(asked: str | Mapping[str, Any] | None) -> str | Mapping[str, Any]
             kind, index = torch.device(asked).type, torch.device(asked).index or 0
         except RuntimeError as error:
             raise AdapterError(f"{asked!r} is no device; give cpu, cuda, cuda:1 or the device map auto") from error
+        if kind == "meta":
+            raise AdapterError("weights on the device meta hold no numbers; give cpu, cuda, cuda:1 or the device map auto")
         if kind == "cuda" and index >= torch.cuda.device_count():
             raise AdapterError(f"{asked} is not there: {torch.cuda.device_count()} CUDA devices are; give cpu or leave it out")
     return asked
