@@ -103,6 +103,18 @@ def test_processors_in_one_joint_file_are_read(family: str, tmp_path: Path) -> N
     assert load_adapter(str(folder), device="cpu").spec == expected  # type: ignore[attr-defined]
 
 
+def test_a_window_that_no_layer_has_is_no_hindrance(tmp_path: Path) -> None:
+    """Switched on from a layer on that the model does not reach."""
+    folder = BUILDERS["qwen2_5_vl"](tmp_path / "model")
+
+    def beyond(config: dict[str, Any]) -> None:
+        del config["text_config"]["layer_types"]
+        config["text_config"] |= {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 3}
+
+    changed(folder / "config.json", beyond)
+    assert load_adapter(str(folder), device="cpu").info.num_layers == 3
+
+
 # What does not belong together is one line, and transformers' own table of weights stays unsaid
 
 
