@@ -66,7 +66,8 @@ def estimate(
     """What `checkpoint` needs in `dtype` (None: as stored) and what is free at `placement`, a device or a device map.
 
     weights: their headers, where they are on disk; without them parameters are counted on an empty model of the config's
-    shape. Raises AdapterError where the config describes no model.
+    shape, as they are where several may be packed into one number; such take at least four bits each. Raises AdapterError
+    where the config describes no model.
     """
     from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
@@ -79,11 +80,17 @@ def estimate(
         head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
         numbers = 2 * text.num_hidden_layers * text.num_key_value_heads * head_dim
         stored = config.dtype or text.dtype or torch.float32
-        num_parameters = weights.total_parameters if weights else _count(config)
+        method = (getattr(config, "quantization_config", None) or {}).get("quant_method")
+        num_parameters = weights.total_parameters if weights and method is None else _count(config)
     except (*NO_SENSE, StrictDataclassError) as error:
         reason = " ".join(str(error).split())[:200]
         raise AdapterError(f"the config.json of {checkpoint.name} describes no model that can be loaded: {reason}") from error
-    weight_bytes = weights.num_bytes if weights and dtype is None else num_parameters * (dtype or stored).itemsize
+    # Quantised weights stay as they are stored, whatever else is loaded in; but FP8 is widened where there is no GPU.
+    packed = method is not None and (method != "fp8" or torch.cuda.is_available())
+    if weights and (packed or (dtype is None and method is None)):
+        weight_bytes = weights.num_bytes
+    else:
+        weight_bytes = num_parameters // 2 if packed else num_parameters * (dtype or stored).itemsize
     where, free_bytes = _free(placement)
     return Budget(
         checkpoint.name,
@@ -91,7 +98,7 @@ def estimate(
         num_parameters,
         weight_bytes,
         numbers * (dtype or stored).itemsize,
-        dtype,
+        None if packed else dtype,
         where,
         free_bytes,
     )

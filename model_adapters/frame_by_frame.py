@@ -65,10 +65,15 @@ class SquareFramesAdapter(FrameByFrameAdapter):
 
     @classmethod
     def read_pixels(cls, folder: Path) -> SquareSpec:
-        settings = video_settings(folder)
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        settings = cls.frame_settings(folder, config)
         side, longest = cls.sides(settings)
-        cells = cls.cells(AutoConfig.from_pretrained(folder, local_files_only=True), side)
-        return SquareSpec(side, cells, tuple(settings["image_mean"]), tuple(settings["image_std"]), longest)
+        return SquareSpec(side, cls.cells(config, side), tuple(settings["image_mean"]), tuple(settings["image_std"]), longest)
+
+    @classmethod
+    def frame_settings(cls, folder: Path, config: Any) -> dict[str, Any]:
+        """How this checkpoint prepares frames. config: the model's."""
+        return video_settings(folder)
 
     @classmethod
     def sides(cls, settings: dict[str, Any]) -> tuple[int, int | None]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from data.errors import AdapterError
-from model_adapters.weights import INDEX, SINGLE, WeightTable, read_weights, shard_names
+from model_adapters.weights import INDEX, SINGLE, WeightTable, read_weights, refuse_other_layouts, shard_names
 
 EMBEDDED = "embedded"
 """The name of the model that ships with the project."""
@@ -56,6 +56,7 @@ def find_checkpoint(name_or_path: str, families: Mapping[str, Any], revision: st
     folder, commit = _folder(name_or_path, revision)
     config_file = folder / "config.json"
     if not config_file.is_file():
+        refuse_other_layouts(name_or_path, folder)
         raise AdapterError(f"{name_or_path} has no config.json; give a checkpoint folder, a hub id, or `{EMBEDDED}`")
     try:
         config = json.loads(config_file.read_text())

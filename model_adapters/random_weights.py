@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -16,6 +17,8 @@ from transformers import PreTrainedTokenizerFast
 
 from data.errors import AdapterError
 from model_adapters import attention
+from model_adapters.budget import Budget, estimate
+from model_adapters.loading import Checkpoint
 from model_adapters.preprocess import PixelSpec
 from model_adapters.qwen import QwenAdapter
 from model_adapters.qwen2_5_vl import Qwen25VLAdapter
@@ -132,10 +135,9 @@ def parse(name: str) -> tuple[Shape, dict[str, int]]:
     return SHAPES[known], changes
 
 
-def load_random(name: str, dtype: torch.dtype | None, device: str) -> QwenAdapter:
-    """A model of the named shape. Its weights depend on the seed and the device, and mean nothing."""
+def shaped(name: str) -> tuple[Shape, Any, PreTrainedTokenizerFast, int]:
+    """The shape behind a name, its config, its tokenizer, and the seed. Raises AdapterError as `parse`."""
     shape, changes = parse(name)
-    attention.register()
     tokenizer = byte_tokenizer(TOKENS, TEMPLATE)
     start, end, image, video = (tokenizer.get_vocab()[token] for token in TOKENS[1:])
     text, vision = dict(shape.text), dict(shape.vision)
@@ -155,11 +157,30 @@ def load_random(name: str, dtype: torch.dtype | None, device: str) -> QwenAdapte
         vision_end_token_id=end,
         tie_word_embeddings=False,
     )
-    torch.manual_seed(changes.get("seed", 0))
+    return shape, config, tokenizer, changes.get("seed", 0)
+
+
+def type_of(dtype: torch.dtype | None, device: str) -> torch.dtype:
+    """What weights are made in: what was asked for, or what the device computes best."""
+    return dtype or (torch.float32 if device == "cpu" else torch.bfloat16)
+
+
+def random_budget(name: str, dtype: torch.dtype | None, device: str) -> Budget:
+    """What a model of the named shape takes. Raises AdapterError."""
+    _, config, _, _ = shaped(name)
+    return estimate(Checkpoint(name, Path(), config.to_dict()), type_of(dtype, device), device)
+
+
+def load_random(name: str, dtype: torch.dtype | None, device: str) -> QwenAdapter:
+    """A model of the named shape. Its weights depend on the seed and the device, and mean nothing."""
+    random_budget(name, dtype, device).check()
+    shape, config, tokenizer, seed = shaped(name)
+    attention.register()
+    torch.manual_seed(seed)
     with torch.device(device):
         model = getattr(transformers, shape.adapter.model_class)._from_config(
             config,
-            dtype=dtype or (torch.float32 if device == "cpu" else torch.bfloat16),
+            dtype=type_of(dtype, device),
             attn_implementation={"": "sdpa", "text_config": attention.NAME, "vision_config": "sdpa"},
         )
     half = (0.5, 0.5, 0.5)

@@ -19,6 +19,7 @@ from transformers.models.video_llama_3.image_processing_pil_video_llama_3 import
 from transformers.models.video_llama_3.processing_video_llama_3 import VideoLlama3Processor
 
 from data.frames import Chunk
+from model_adapters import internvl
 from model_adapters.preprocess import video_settings
 from model_adapters.references import Reference, pil
 
@@ -78,7 +79,7 @@ class InternVLReference(FrameReference):
     """InternVL3 (arXiv 2504.10479)."""
 
     def make_images(self, folder: Path) -> Any:
-        own = video_settings(folder)
+        own = internvl.frame_settings(folder, self.config)
         return GotOcr2ImageProcessorPil(size=own["size"], image_mean=own["image_mean"], image_std=own["image_std"])
 
     def frame_pixels(self, image: Any) -> torch.Tensor:

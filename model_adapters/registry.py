@@ -86,11 +86,9 @@ def load_adapter(
     placement = _placement(device_map or device)
     wanted = _dtype(dtype, placement)
     if name_or_path.startswith(RANDOM):
-        if not isinstance(placement, str) or placement in SPLITS:
-            raise AdapterError(f"{name_or_path} is made on one device, not by the device map {placement!r}; give a device")
         from model_adapters.random_weights import load_random
 
-        made = load_random(name_or_path, wanted, placement)
+        made = load_random(name_or_path, wanted, _one_device(name_or_path, placement))
         made.compile_steps(compile_step)
         return made
     checkpoint = find_checkpoint(name_or_path, FAMILIES, revision)
@@ -103,7 +101,7 @@ def load_adapter(
             name_or_path, checkpoint.folder, **options
         )
     except (*NO_SENSE, ImportError, AssertionError, SafetensorError, TemplateError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = f"its files lack {error}" if isinstance(error, KeyError) else " ".join(str(error).split())[:200]
         raise AdapterError(f"{name_or_path} cannot be loaded: {reason}") from error
     loaded.compile_steps(compile_step)
     return loaded
@@ -118,6 +116,10 @@ def memory_needed(
 ) -> Budget:
     """What a model takes, without loading it. Arguments and errors as for `load_adapter`."""
     placement = _placement(device_map)
+    if name_or_path.startswith(RANDOM):
+        from model_adapters.random_weights import random_budget
+
+        return random_budget(name_or_path, _dtype(dtype, placement), _one_device(name_or_path, placement))
     return _budget(find_checkpoint(name_or_path, FAMILIES, revision), _dtype(dtype, placement), placement)
 
 
@@ -157,9 +159,18 @@ def _placement(asked: str | Mapping[str, Any] | None) -> str | Mapping[str, Any]
             kind, index = torch.device(asked).type, torch.device(asked).index or 0
         except RuntimeError as error:
             raise AdapterError(f"{asked!r} is no device; give cpu, cuda, cuda:1 or the device map auto") from error
+        if kind == "meta":
+            raise AdapterError("weights on the device meta hold no numbers; give cpu, cuda, cuda:1 or the device map auto")
         if kind == "cuda" and index >= torch.cuda.device_count():
             raise AdapterError(f"{asked} is not there: {torch.cuda.device_count()} CUDA devices are; give cpu or leave it out")
     return asked
+
+
+def _one_device(name: str, placement: str | Mapping[str, Any]) -> str:
+    """Where random weights are made. Raises AdapterError for a device map."""
+    if not isinstance(placement, str) or placement in SPLITS:
+        raise AdapterError(f"{name} is made on one device, not by the device map {placement!r}; give a device")
+    return placement
 
 
 def _dtype(asked: torch.dtype | str | None, placement: str | Mapping[str, Any]) -> torch.dtype | None:

@@ -36,7 +36,8 @@ class SmolVLMAdapter(SquareFramesAdapter):
 
     @classmethod
     def cells(cls, config: Any, side: int) -> int:
-        return whole(side / config.vision_config.patch_size / config.scale_factor, side)
+        # SmolVLM2-2.2B's frames are no whole number of patches: 384 pixels are 27 of 14, and the tower cuts the rest off.
+        return whole(side // config.vision_config.patch_size / config.scale_factor, side)
 
     def _prompt_parts(self) -> tuple[str, str, str, str, str]:
         # The checkpoint's own template knows no videos; the processor brings the one for them.

@@ -115,6 +115,13 @@ class StockAdapter(DecoderAdapter):
             raise AdapterError(
                 f"the tokenizer of {name} lacks the special token {missing[0]}; use the checkpoint's own tokenizer"
             )
+        num_known = model.get_input_embeddings().num_embeddings
+        beyond = [token for token in cls.special_tokens if tokenizer.convert_tokens_to_ids(token) >= num_known]
+        if beyond:
+            raise AdapterError(
+                f"the tokenizer of {name} gives {beyond[0]} a number beyond the {num_known:,} tokens of its model; use the"
+                " checkpoint's own tokenizer"
+            )
         spec = cls.read_pixels(folder)
         belongs_together(name, spec, model.config.vision_config)
         if max_pixels is not None:

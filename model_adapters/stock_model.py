@@ -106,8 +106,10 @@ def load_tokenizer(name: str, folder: Path) -> Any:
 
 def refuse_what_cannot_be_cut(name: str, text: Any) -> None:
     """Raise AdapterError for a text model whose state is no KV per token that can be cut into chunks and moved."""
-    kinds = sorted(set(getattr(text, "layer_types", None) or []) - {"full_attention"})
-    window = getattr(text, "sliding_window", None) if getattr(text, "use_sliding_window", True) else None
+    told = getattr(text, "layer_types", None) or []
+    kinds = sorted(set(told) - {"full_attention"})
+    # A window that is set may be that of no layer: where each layer's kind is told, that says so.
+    window = getattr(text, "sliding_window", None) if not told and getattr(text, "use_sliding_window", True) else None
     if kinds or window:
         raise AdapterError(
             f"{name} has layers of {kinds[0] if kinds else 'sliding_attention'} in its language model: what they remember"

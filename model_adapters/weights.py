@@ -12,7 +12,8 @@ from pathlib import Path
 from data.errors import AdapterError
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+PICKLED = ("*.bin", "*.bin.index.json", "*.pt", "*.pth", "*.ckpt")
+LORA, GGUF = "adapter_config.json", "*.gguf"
 MAX_HEADER_BYTES = 100_000_000
 """The format's own limit."""
 ITEM_BYTES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2}
@@ -59,6 +60,7 @@ def _files(name: str, folder: Path) -> list[Path]:
         return [folder / SINGLE]
     index = folder / INDEX
     if not index.is_file():
+        refuse_other_layouts(name, folder)
         pickled = sorted(path.name for pattern in PICKLED for path in folder.glob(pattern))
         if pickled:
             raise AdapterError(
@@ -72,6 +74,15 @@ def _files(name: str, folder: Path) -> list[Path]:
         which = f"{len(missing)} of {len(shards)} weight files, {missing[0]} among them" if shards else "any weight file"
         raise AdapterError(f"{name} lacks {which}; {AGAIN}")
     return [folder / shard for shard in shards]
+
+
+def refuse_other_layouts(name: str, folder: Path) -> None:
+    """Raises AdapterError where a folder holds what others call a model and is no checkpoint."""
+    if (folder / LORA).is_file():
+        raise AdapterError(f"{name} is an adapter (LoRA) and no whole model; merge it into its base model and give that")
+    converted = sorted(path.name for path in folder.glob(GGUF))
+    if converted:
+        raise AdapterError(f"{name} holds {converted[0]}: GGUF files are not read; take the checkpoint that it was made of")
 
 
 def shard_names(name: str, index: Path) -> list[str]:

@@ -159,7 +159,15 @@ def save_internvl(folder: Path, dtype: torch.dtype = torch.float32, seed: int = 
     return folder
 
 
-def save_smolvlm(folder: Path, dtype: torch.dtype = torch.float32, seed: int = 0) -> Path:
+def save_smolvlm(
+    folder: Path,
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+    *,
+    image_size: int = 48,
+    patch_size: int = 8,
+    scale_factor: int = 2,
+) -> Path:
     """Frames of 48 x 48 pixels, 6 x 6 patches shuffled to 3 x 3 tokens; a Llama language model; a template without videos."""
     special = ("<fake_token_around_image>", "<image>", "<global-img>", "<end_of_utterance>")
     tokenizer = build_bpe(special, "{{ 'no videos here' }}", eos="<end_of_utterance>")
@@ -169,8 +177,8 @@ def save_smolvlm(folder: Path, dtype: torch.dtype = torch.float32, seed: int = 0
             "intermediate_size": 48,
             "num_hidden_layers": 2,
             "num_attention_heads": 2,
-            "image_size": 48,
-            "patch_size": 8,
+            "image_size": image_size,
+            "patch_size": patch_size,
         },
         text_config={
             "model_type": "llama",
@@ -180,7 +188,7 @@ def save_smolvlm(folder: Path, dtype: torch.dtype = torch.float32, seed: int = 0
             "eos_token_id": tokenizer.eos_token_id,
         },
         image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
-        scale_factor=2,
+        scale_factor=scale_factor,
         pad_token_id=0,
     )
     save_model(SmolVLMForConditionalGeneration(config), folder, dtype, seed)
@@ -188,8 +196,8 @@ def save_smolvlm(folder: Path, dtype: torch.dtype = torch.float32, seed: int = 0
     settings = {
         "image_processor_type": "SmolVLMImageProcessor",
         "size": {"longest_edge": 192},
-        "max_image_size": {"longest_edge": 48},
-        "video_sampling": {"fps": 1, "max_frames": 64, "video_size": {"longest_edge": 96}},
+        "max_image_size": {"longest_edge": image_size},
+        "video_sampling": {"fps": 1, "max_frames": 64, "video_size": {"longest_edge": 2 * image_size}},
         **NORMAL,
     }
     (folder / "preprocessor_config.json").write_text(json.dumps(settings))

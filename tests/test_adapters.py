@@ -17,8 +17,8 @@ from families import BUILDERS, EXPERTS, conformance
 from data.errors import AdapterError
 from model_adapters import check
 from model_adapters.base import ModelAdapter
-from model_adapters.checks import CHECKS, run_checks
-from model_adapters.conformance import Conformance
+from model_adapters.checks import CHECKS, decoding, run_checks
+from model_adapters.conformance import QUESTION, Conformance
 from model_adapters.references import QwenReference, create_reference
 from model_adapters.registry import FAMILIES, load_adapter
 from model_adapters.stock import StockAdapter
@@ -37,6 +37,20 @@ def test_every_family_has_a_checkpoint_to_prove_it_on() -> None:
 def test_a_family_conforms(kit: Conformance, one: Callable) -> None:
     found = one(kit)
     assert found.passed, f"{found.name}: {found.figure:.1e} > {found.bound:.0e} ({found.words})"
+
+
+def test_greedy_decoding_may_differ_only_where_tokens_score_alike(saved: Callable[[str], Path], monkeypatch) -> None:
+    """In bf16 stock `generate` may take the other of two tokens; but a token far behind, or an end too soon, is a mistake."""
+    kit = conformance(saved("qwen2_vl"))
+    model, given = kit.adapter.model, kit.inputs["input_ids"]
+    context, _ = kit.watched()
+    scores = kit.adapter.logits(context, kit.adapter.question_run(QUESTION))[-1]
+    best, worst = int(scores.argmax()), int(scores.argmin())
+    alike = next(token for token in range(65, 90) if token not in (best, worst))
+    model.lm_head.weight[alike] = model.lm_head.weight[best] * (1 - 1e-6)
+    for token, passed in ((alike, True), (worst, False), (best, False)):
+        monkeypatch.setattr(model, "generate", lambda token=token, **_: torch.cat([given, torch.tensor([[token]])], 1))
+        assert decoding(kit).passed == passed, token
 
 
 @pytest.mark.slow

@@ -11,12 +11,17 @@ from typing import Any
 
 import pytest
 import torch
+from checkpoints import CLIP, NORMAL, save_smolvlm
 from families import BUILDERS
-from transformers import InternVLForConditionalGeneration
+from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer, InternVLForConditionalGeneration
 
 from data.errors import AdapterError
+from model_adapters.budget import estimate
 from model_adapters.check import main as check
-from model_adapters.registry import load_adapter
+from model_adapters.loading import find_checkpoint
+from model_adapters.registry import FAMILIES, load_adapter, memory_needed
+from model_adapters.weights import SINGLE
 
 
 def changed(file: Path, change: Callable[[dict[str, Any]], object]) -> None:
@@ -98,6 +103,18 @@ def test_processors_in_one_joint_file_are_read(family: str, tmp_path: Path) -> N
     assert load_adapter(str(folder), device="cpu").spec == expected  # type: ignore[attr-defined]
 
 
+def test_a_window_that_no_layer_has_is_no_hindrance(tmp_path: Path) -> None:
+    """Switched on from a layer on that the model does not reach."""
+    folder = BUILDERS["qwen2_5_vl"](tmp_path / "model")
+
+    def beyond(config: dict[str, Any]) -> None:
+        del config["text_config"]["layer_types"]
+        config["text_config"] |= {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 3}
+
+    changed(folder / "config.json", beyond)
+    assert load_adapter(str(folder), device="cpu").info.num_layers == 3
+
+
 # What does not belong together is one line, and transformers' own table of weights stays unsaid
 
 
@@ -129,6 +146,43 @@ def torn_tokenizer(folder: Path) -> None:
     (folder / "tokenizer.json").write_text("{")
 
 
+def fewer_tokens(folder: Path) -> None:
+    """An embedding that ends at the tokenizer's last token."""
+    last = AutoTokenizer.from_pretrained(folder).convert_tokens_to_ids("<|video_pad|>")
+    weights = load_file(folder / SINGLE)
+    changed(folder / "config.json", lambda config: config["text_config"].update(vocab_size=last))
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        weights[name] = weights[name][:last].clone()
+    save_file(weights, folder / SINGLE, {"format": "pt"})
+
+
+def a_field_less(folder: Path) -> None:
+    changed(folder / "preprocessor_config.json", lambda pixels: pixels.pop("merge_size"))
+
+
+def adapter_alone(folder: Path) -> None:
+    """As PEFT saves it, with or without the config of the whole model beside it."""
+    (folder / SINGLE).rename(folder / "adapter_model.safetensors")
+    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "base_model_name_or_path": "some/model"}))
+    (folder / "config.json").unlink()
+
+
+def adapter_with_config(folder: Path) -> None:
+    config = (folder / "config.json").read_text()
+    adapter_alone(folder)
+    (folder / "config.json").write_text(config)
+
+
+def gguf(folder: Path) -> None:
+    (folder / SINGLE).rename(folder / "model-Q4_K_M.gguf")
+
+
+def index_of_pickles(folder: Path) -> None:
+    """What the hub gives of a sharded checkpoint of old, whose shards are not fetched."""
+    (folder / SINGLE).unlink()
+    (folder / "pytorch_model.bin.index.json").write_text("{}")
+
+
 @pytest.fixture
 def said(caplog) -> Iterator[Any]:
     """What transformers says, too, which keeps its own log."""
@@ -150,6 +204,12 @@ def said(caplog) -> Iterator[Any]:
         (no_heads, "describes no model that can be loaded"),
         (no_template, "has no chat template"),
         (torn_tokenizer, "the tokenizer or the chat template of"),
+        (fewer_tokens, "gives <|video_pad|> a number beyond the 262 tokens of its model"),
+        (a_field_less, "its files lack 'merge_size'"),
+        (adapter_alone, "merge it into its base model"),
+        (adapter_with_config, "merge it into its base model"),
+        (gguf, "model-Q4_K_M.gguf: GGUF files are not read"),
+        (index_of_pickles, "can run code"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
@@ -182,3 +242,73 @@ def test_weights_without_a_place_are_told(tmp_path: Path, said) -> None:
     said.clear()
     load_adapter(str(BUILDERS["qwen2_5_omni"](tmp_path / "omni")), device="cpu")
     assert "no place for" not in said.text
+
+
+# Frames as published checkpoints have them
+
+
+@pytest.mark.slow
+def test_frames_that_are_no_whole_number_of_patches_lose_their_rim(tmp_path: Path) -> None:
+    """SmolVLM2-2.2B: 384 pixels are 27 patches of 14 and six pixels more; 27 are 9 tokens of 3."""
+    assert check([str(save_smolvlm(tmp_path / "model", image_size=56, patch_size=9, scale_factor=3))]) == 0
+
+
+@pytest.mark.slow
+def test_a_video_processor_that_does_not_fit_its_tower_gives_way_to_the_image_processor(tmp_path: Path, caplog) -> None:
+    """InternVL3.5: 384 pixels and CLIP's mean for a tower of 448, 27 patches that cannot be put together two by two."""
+    folder = BUILDERS["internvl"](tmp_path / "model")
+    (folder / "processor_config.json").unlink()
+    pictures = {"image_processor_type": "GotOcr2ImageProcessorFast", "size": {"height": 64, "width": 64}, **NORMAL}
+    (folder / "preprocessor_config.json").write_text(json.dumps(pictures))
+    video = {"video_processor_type": "InternVLVideoProcessor", "size": {"height": 56, "width": 56}, **CLIP}
+    (folder / "video_preprocessor_config.json").write_text(json.dumps(video))
+    spec = load_adapter(str(folder), device="cpu").spec  # type: ignore[attr-defined]
+    assert (spec.side, spec.cells, spec.mean) == (64, 4, (0.5, 0.5, 0.5)) and "frames of 56 pixels" in caplog.text
+    assert check([str(folder)]) == 0
+    # One that fits goes first, whatever pictures are like.
+    video["size"] = {"height": 48, "width": 48}
+    (folder / "video_preprocessor_config.json").write_text(json.dumps(video))
+    spec = load_adapter(str(folder), device="cpu").spec  # type: ignore[attr-defined]
+    assert (spec.side, spec.cells) == (48, 3)
+
+
+# Quantised weights
+
+
+def test_quantised_weights_take_what_they_take_on_disk(tmp_path: Path) -> None:
+    """Eight numbers of four bits in each whole number, as AWQ packs them, whatever else is loaded in."""
+    folder = BUILDERS["qwen2_5_vl"](tmp_path / "model")
+    plain = memory_needed(str(folder), dtype="float32")
+    weights = load_file(folder / SINGLE)
+    for name in [name for name in weights if name.startswith("model.layers") and name.endswith("proj.weight")]:
+        packed = weights.pop(name)
+        weights[name.replace("weight", "qweight")] = torch.zeros(packed.shape[1], packed.shape[0] // 8, dtype=torch.int32)
+    save_file(weights, folder / SINGLE, {"format": "pt"})
+    quantised = {"quant_method": "awq", "bits": 4, "group_size": 32, "version": "gemm", "zero_point": True}
+    changed(folder / "config.json", lambda config: config.update(quantization_config=quantised))
+    for dtype in ("auto", "float32"):
+        needed = memory_needed(str(folder), dtype=dtype)
+        assert needed.weight_bytes == sum(weight.nbytes for weight in weights.values())
+        assert needed.num_parameters == plain.num_parameters, "not of packed numbers"
+    before_it_is_fetched = estimate(find_checkpoint(str(folder), FAMILIES), torch.float32, "cpu")
+    assert before_it_is_fetched.weight_bytes < needed.weight_bytes, "what may fit is fetched"
+    assert before_it_is_fetched.kv_bytes_per_token == plain.kv_bytes_per_token
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="FP8 stays as it is on a GPU")
+def test_weights_in_fp8_are_widened_on_the_cpu(tmp_path: Path) -> None:
+    folder = BUILDERS["qwen3_vl"](tmp_path / "model")
+    plain: Any = load_adapter(str(folder), device="cpu")
+    weights = load_file(folder / SINGLE)
+    for name in [name for name in weights if "language_model.layers" in name and name.endswith("proj.weight")]:
+        scale = weights[name].abs().max() / 448
+        blocks = [-(-size // 128) for size in weights[name].shape]
+        weights |= {name: (weights[name] / scale).to(torch.float8_e4m3fn), f"{name}_scale_inv": scale.expand(blocks).clone()}
+    save_file(weights, folder / SINGLE, {"format": "pt"})
+    quantised = {"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [128, 128]}
+    changed(folder / "config.json", lambda config: config.update(quantization_config=quantised))
+    for dtype in ("auto", "float32"):
+        adapter: Any = load_adapter(str(folder), device="cpu", dtype=dtype)
+        assert memory_needed(str(folder), dtype=dtype).weight_bytes == adapter.weight_bytes
+    for ours, theirs in zip(adapter.model.parameters(), plain.model.parameters(), strict=True):
+        assert ours.dtype == theirs.dtype and torch.allclose(ours, theirs, rtol=0.07, atol=0.01)

@@ -246,6 +246,7 @@ def test_dtypes_and_places_are_checked(random_folder) -> None:
     assert load_adapter(name, device="cpu", dtype=torch.float16).info.dtype == torch.float16
     assert load_adapter(name, device_map="auto").info.num_layers == 3
     assert "int3" in refusal(name, dtype="int3") and "'moon'" in refusal(name, device="moon")
+    assert "hold no numbers" in refusal(name, device="meta")
     assert "one" in refusal(name, device="cpu", device_map="auto")
     assert "no revision 'v1'" in refusal(name, revision="v1")
     if not torch.cuda.is_available():

@@ -9,8 +9,8 @@ import torch
 
 from data.errors import AdapterError
 from eval.model_speed import NUM_STEPS, measure, print_speed
-from model_adapters import random_weights
-from model_adapters.registry import load_adapter
+from model_adapters import budget, random_weights
+from model_adapters.registry import load_adapter, memory_needed
 
 SMALL_TEXT = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4, "num_key_value_heads": 2}
 SMALL_TOWER = {"hidden_size": 32, "intermediate_size": 48, "num_heads": 2, "out_hidden_size": 64}
@@ -38,6 +38,19 @@ def test_a_shape_with_random_weights_is_a_model_like_any(small, shape: str, rand
     context = first.new_context(8)
     first.extend(context, first.sink_run())
     assert len(list(first.generate(context, first.question_run("What?"), 3))) == 3
+
+
+def test_a_shape_that_does_not_fit_is_never_made(small, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "random:qwen3-vl-8b?layers=2&tower_layers=2&vocabulary=512"
+    adapter = load_adapter(name, device="cpu")
+    needed = memory_needed(name)
+    assert needed.weight_bytes == adapter.weight_bytes and needed.kv_bytes_per_token == adapter.info.kv_bytes_per_token
+    assert memory_needed(name, dtype="bfloat16").weight_bytes == adapter.weight_bytes / 2
+    monkeypatch.setattr(budget, "free_ram", lambda: needed.weight_bytes - 1)
+    with pytest.raises(AdapterError, match=r"are free on cpu"):
+        load_adapter(name, device="cpu")
+    with pytest.raises(AdapterError, match="made on one device"):
+        memory_needed(name, device_map="auto")
 
 
 def test_figures_stand_beside_limits_that_follow_from_the_shape(random_adapter, capsys) -> None:
