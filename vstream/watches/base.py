@@ -16,7 +16,7 @@ class WatchRules:
     """When a watch may fire. Times are seconds of the stream. Raises WatchError for rules that cannot be kept.
 
     threshold: the least P(yes). cooldown_seconds: silence after an alert. confirm, of: an alert needs `confirm` confirming
-    looks among the `of` looks from the first "yes" on; None: as it fits the model, one look being enough where it is sure.
+    looks among the `of` looks from the first "yes" on; None: as it fits the model, of which a first look must be sure.
     once: the watch ends with its first alert. expires_seconds: it ends this long after it was set.
     """
 
@@ -42,9 +42,9 @@ class WatchRules:
                 f"confirmation is {confirm} of {of}, which can never come; give at most as many as there are looks"
             )
 
-    def looks(self, default_confirm: int, default_of: int) -> tuple[int, int]:
-        """How many confirming looks of how many. The defaults: where the rules leave it open."""
-        confirm = self.confirm or min(default_confirm, self.of or default_confirm)
+    def looks(self, default_of: int) -> tuple[int, int]:
+        """How many confirming looks of how many. default_of: where the rules leave it open."""
+        confirm = self.confirm or 1
         return confirm, self.of or max(confirm, default_of)
 
 

@@ -13,8 +13,8 @@ from vstream.watches.condition import parse_condition
 CONFIRM_THRESHOLD = 0.85
 """Least mean likelihood per token of the confirming answer: one doubtful word among four pulls the mean below it."""
 SURE_THRESHOLD = 0.999
-"""From this likelihood on one look is enough. What is taken for another thing while it enters has been 0.998 likely; one in
-twenty true ones is below, and waits for a second look."""
+"""The same of a first look that more looks may follow: what is just entering has been taken for another thing at 0.998. One in
+twenty true ones is below, and waits for the next look, which sees more of it."""
 
 
 class WatchState:
@@ -25,7 +25,7 @@ class WatchState:
         self.begins_only = prompts.begins_only
         self.asks_again = bool(prompts.confirm and watch.condition.subject)
         """Whether a "yes" is confirmed by a question of another kind."""
-        self.needed, self.looks_allowed = watch.rules.looks(2 if self.asks_again else 1, prompts.confirm_looks)
+        self.needed, self.looks_allowed = watch.rules.looks(prompts.confirm_looks)
         self.done = False
         self.clip_start_seconds = 0.0
         self.score = 0.0
@@ -89,18 +89,23 @@ class WatchState:
 
     def _confirm(self, findings: Findings) -> WatchDecision:
         found = findings.confirmed if self.asks_again else findings.score
-        least = CONFIRM_THRESHOLD if self.asks_again else self.watch.rules.threshold
-        self._looks.append((found or 0.0) >= least)
+        self._looks.append((found or 0.0) >= self._least)
         num_yes, num = sum(self._looks), len(self._looks)
-        sure = self.asks_again and self.watch.rules.confirm is None and (found or 0.0) >= SURE_THRESHOLD
-        words = f"the model says yes ({self.score:.2f}); {num_yes} of {num} looks confirm it" + ", and is sure" * sure
-        enough = sure or num_yes >= self.needed
-        if not enough and num_yes + self.looks_allowed - num >= self.needed:
+        words = f"the model says yes ({self.score:.2f}); {num_yes} of {num} looks confirm it"
+        if num_yes < self.needed and num_yes + self.looks_allowed - num >= self.needed:
             return self._said(findings, "declined", f"{words}, {self.needed} of {self.looks_allowed} are needed: waiting")
         self._looks = []
-        if not enough:
+        if num_yes < self.needed:
             return self._said(findings, "declined", f"{words}, {self.needed} of {self.looks_allowed} were needed")
         return self._fire(findings, words)
+
+    @property
+    def _least(self) -> float:
+        """What the next look must find to confirm. Rules of one's own are kept to the letter."""
+        if not self.asks_again:
+            return self.watch.rules.threshold
+        must_be_sure = not self._looks and self.looks_allowed > 1 and self.watch.rules.confirm is None
+        return SURE_THRESHOLD if must_be_sure else CONFIRM_THRESHOLD
 
     def _fire(self, findings: Findings, words: str) -> WatchDecision:
         at, cooldown = findings.at_seconds, self.watch.rules.cooldown_seconds
