@@ -18,7 +18,7 @@ from memory.reference import REFERENCE
 from memory.segment_file import segment_path, segments_in
 from memory.stored import SEGMENT_BYTES, StoredMemory
 from memory.thinning import Thinning
-from memory.upkeep import delete_unwanted, drop_torn, finish_forgetting
+from memory.upkeep import delete_unwanted, drop_torn, finish_forgetting, leaves_traces
 
 logger = logging.getLogger(__name__)
 
@@ -156,7 +156,7 @@ def _mend(memory: StoredMemory) -> None:
     _settle_sizes(memory)
     if torn := drop_torn(memory):
         memory.notices.append(f"a torn tail of {torn} bytes, which was never committed, was dropped")
-    if memory.manifest.number("forgetting"):
+    if leaves_traces(memory):
         if finish_forgetting(memory):
             memory.notices.append("an interrupted forgetting was finished")
     else:

@@ -75,7 +75,7 @@ def forget_span(memory: StoredMemory, start_seconds: float, end_seconds: float) 
             ids = memory.manifest.ids_of_all("WHERE chunk_id BETWEEN ? AND ?", (ids[0], ids[-1]))
             # Whole chunks go, and nothing beyond what was watched is a gap.
             forget(memory, ids, [Gap(*memory.manifest.span_of(ids), "forgotten")])
-        elif memory.manifest.number("forgetting"):
+        elif leaves_traces(memory):
             finish_forgetting(memory)
     return ids
 
@@ -95,6 +95,11 @@ def finish_forgetting(memory: StoredMemory) -> bool:
     with memory.manifest.changing() as db:
         memory.manifest.set_meta(db, "forgetting", 0)
     return True
+
+
+def leaves_traces(memory: StoredMemory) -> bool:
+    """Whether a forgetting is still to be finished."""
+    return memory.manifest.number("forgetting") != 0
 
 
 def keep_quota(memory: StoredMemory, num_bytes: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -9,10 +10,11 @@ from pathlib import Path
 
 import pytest
 from everyday import everyday
+from held_streams import request
 
 from data.errors import MemoryBankError
 from data.sources import PushSource, open_source
-from memory import open_memory
+from memory import database, open_memory
 from memory.manifest import MANIFEST
 from model_adapters.base import ModelAdapter
 from vstream.config import SessionConfig
@@ -73,7 +75,7 @@ def test_a_saved_memory_is_opened_without_its_source(studio: Studio) -> None:
 def test_spans_are_forgotten_and_memories_deleted(studio: Studio) -> None:
     tab = watched(studio, "a")
     (name,) = studio.saved()
-    assert studio.forget("a", name, 2.0, 4.0) == 2, "in the stream that is being watched"
+    assert studio.forget("a", name, 2.0, 4.0) == (2, False), "in the stream that is being watched"
     assert tab.session is not None and tab.session.bank.chunk_ids() == [i for i in range(12) if i not in (2, 3)]
     assert tab.thumbnail(2) is None, "its picture is gone, too"
     studio.open("b")
@@ -83,9 +85,24 @@ def test_spans_are_forgotten_and_memories_deleted(studio: Studio) -> None:
     studio.start_saved("b", name)
     assert len(studio.tab("b").records()) == 10
     studio.close("a")
-    assert studio.forget("b", name, 5.0, 6.0) == 1
+    assert studio.forget("b", name, 5.0, 6.0) == (1, False)
     studio.delete("b", name)
     assert studio.saved() == [] and snapshot_of(studio.tab("b")).state == "idle"
+
+
+def test_a_reader_in_the_way_of_forgetting_is_told(studio: Studio, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(database, "BUSY_SECONDS", 0.1)
+    watched(studio, "a")
+    studio.close("a")
+    (name,) = studio.saved()
+    page, shelf = request("b"), Shelf(studio, Handlers(studio))
+    studio.open("b")
+    reader = sqlite3.connect(studio.saved_folder(name) / MANIFEST)
+    reader.execute("BEGIN")
+    reader.execute("SELECT * FROM meta").fetchone()
+    assert "traces of them stay" in shelf.forget(name, "2", "4", page)[0]
+    reader.close()
+    assert studio.forget("b", name, 5.0, 6.0) == (1, False), "the next one takes them along"
 
 
 def test_pages_that_read_a_memory_forget_and_lose_what_another_page_takes_from_it(studio: Studio) -> None:
@@ -97,7 +114,7 @@ def test_pages_that_read_a_memory_forget_and_lose_what_another_page_takes_from_i
         studio.start_saved(key, name)
         *_, answer = studio.tab(key).ask(QUESTION, 3.9)
         assert 3 in {e.chunk_id for e in answer.evidence}, "its KV is in this page's RAM"
-    assert studio.forget("b", name, 3.0, 4.0) == 1
+    assert studio.forget("b", name, 3.0, 4.0) == (1, False)
     for key in ("b", "c"):
         tab = studio.tab(key)
         assert tab.session is not None and tab.session.bank.get([3]) == [] and tab.thumbnail(3) is None

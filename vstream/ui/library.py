@@ -91,10 +91,12 @@ class Shelf:
             first, last = seconds_of(start), seconds_of(end)
             if first is None or last is None:
                 raise QuestionError("say from when to when to forget, in seconds like 134, or 2:14")
-            num = self.studio.forget(key_of(request), name or "", first, last)
+            num, traces = self.studio.forget(key_of(request), name or "", first, last)
         except VStreamError as error:
             return self._refused(error)
         words = f"{num} chunks between {clock(first)} and {clock(last)} are forgotten"
+        if traces:
+            return notice_html(f"{words}; traces of them stay in the files until this memory is opened again"), *self.look()
         return notice_html(words, "done"), *self.look()
 
     def delete(self, name: str | None, sure: bool, request: gr.Request) -> Updates:

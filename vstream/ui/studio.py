@@ -12,7 +12,7 @@ from data.sources import open_source
 from memory.library import delete
 from memory.opening import open_memory
 from memory.room import is_pinned, pin
-from memory.upkeep import forget_span
+from memory.upkeep import forget_span, leaves_traces
 from model_adapters.base import ModelAdapter
 from vstream.config import SessionConfig
 from vstream.library import Library
@@ -142,20 +142,22 @@ class Studio:
         """Answer from a saved memory, without its source."""
         self.tab(key).open_stored(self.saved_folder(name))
 
-    def forget(self, key: str, name: str, start_seconds: float, end_seconds: float) -> int:
-        """Really remove a span from a saved memory, be it the one that this page is writing. Returns the number of chunks."""
+    def forget(self, key: str, name: str, start_seconds: float, end_seconds: float) -> tuple[int, bool]:
+        """Really remove a span from a saved memory, be it the one that this page is writing. Returns the number of chunks, and
+        whether traces of them stay in the files until the memory is opened again."""
         folder = self.saved_folder(name)
         session = self._session_of(key, folder)
         if session is not None and session.writes:
-            return len(self.tab(key).forget(start_seconds, end_seconds))
+            assert session.memory is not None
+            return len(self.tab(key).forget(start_seconds, end_seconds)), leaves_traces(session.memory)
         memory = open_memory(folder, write=True)
         try:
-            num = len(forget_span(memory, start_seconds, end_seconds))
+            num, traces = len(forget_span(memory, start_seconds, end_seconds)), leaves_traces(memory)
         finally:
             memory.close()
         for tab in list(self._tabs.values()):
             tab.reread(folder)
-        return num
+        return num, traces
 
     def delete(self, key: str, name: str) -> None:
         """Delete a saved memory. MemoryBankError if another page is writing it."""
