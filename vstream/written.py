@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import io
 import os
 from collections.abc import Iterator
@@ -103,8 +104,8 @@ def printing(out: TextIO | None) -> Iterator[None]:
         yield
         return
     if isinstance(out, io.TextIOWrapper):
-        # What the encoding of a terminal lacks, or what is no text in a file's name, is told by its number; it ends no stream.
-        out.reconfigure(errors="backslashreplace")
+        # A file's name need be no text, and comes out as the bytes that it is; what a smaller encoding lacks, by its number.
+        out.reconfigure(errors="surrogateescape" if codecs.lookup(out.encoding).name == "utf-8" else "backslashreplace")
     printed = Printed(out)
     with redirect_stdout(printed):
         yield
