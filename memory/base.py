@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Generator, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from typing import Protocol
 
 import torch
 
@@ -210,6 +211,21 @@ def overlapping(spans: Iterable[tuple[int, Span]], start_seconds: float, end_sec
     """The ids whose span overlaps [start_seconds, end_seconds). MemoryBankError if that is no span."""
     check_span(start_seconds, end_seconds)
     return [chunk_id for chunk_id, (start, end) in spans if start < end_seconds and end > start_seconds]
+
+
+class Timed(Protocol):
+    """What lies in [start_seconds, end_seconds) of a stream."""
+
+    @property
+    def start_seconds(self) -> float: ...
+
+    @property
+    def end_seconds(self) -> float: ...
+
+
+def outside(timed: Timed, start_seconds: float, end_seconds: float) -> bool:
+    """Whether nothing of it lies in [start_seconds, end_seconds)."""
+    return timed.end_seconds <= start_seconds or timed.start_seconds >= end_seconds
 
 
 def check_span(start_seconds: float, end_seconds: float) -> None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from everyday import everyday
-from held_streams import request
+from held_streams import request, wait_for
 
 from data.errors import MemoryBankError
 from data.sources import PushSource, open_source
@@ -36,13 +36,6 @@ def studio(random_adapter: ModelAdapter, tmp_path: Path) -> Iterator[Studio]:
     made = Studio(random_adapter, SessionConfig(max_new_tokens=4), start_source=FAST, folder=tmp_path / "library")
     yield made
     made.close_all()
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.02)
 
 
 def watched(studio: Studio, key: str) -> Tab:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from data.errors import MemoryBankError, WatchError
+from memory.base import outside
 from memory.notes import Notes
 from memory.records import Records
 from memory.stored import StoredMemory
@@ -159,10 +160,8 @@ class Unasked:
         wait for one."""
         with self._voice:
             with self.turns.ingest():
-                ahead = [(moment, moment.record) for moment in self._fresh]
-                self._fresh = deque(m for m, r in ahead if r.end_seconds <= start_seconds or r.start_seconds >= end_seconds)
-            kept = (u for u in self.utterances if not u.start_seconds < end_seconds or not u.end_seconds > start_seconds)
-            self.utterances = deque(kept, MAX_UTTERANCES)
+                self._fresh = deque(m for m in self._fresh if outside(m.record, start_seconds, end_seconds))
+            self.utterances = deque((u for u in self.utterances if outside(u, start_seconds, end_seconds)), MAX_UTTERANCES)
             if self.commentator:
                 self.commentator.forget(start_seconds, end_seconds)
 

@@ -11,6 +11,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from memory.base import outside
 from model_adapters.base import ChunkKV, KVContext, ModelAdapter, TokenRun
 from vstream.commentary.base import STYLES, Commentator, NarrationRules, Utterance
 from vstream.commentary.guards import DuplicateGuard, WordBudget, is_silence, said_in, shortened, without_loop
@@ -96,9 +97,8 @@ class ContinuousCommentator(Commentator):
         return self._said(text, record.start_seconds, record.end_seconds)
 
     def forget(self, start_seconds: float, end_seconds: float) -> None:
-        times = [(segment, segment.kv.start_seconds, segment.kv.end_seconds) for segment in self._segments]
-        kept = [s for s, start, end in times if end <= start_seconds or start >= end_seconds]
-        self._begun = [part for part in self._begun if part.end_seconds <= start_seconds or part.start_seconds >= end_seconds]
+        kept = [segment for segment in self._segments if outside(segment.kv, start_seconds, end_seconds)]
+        self._begun = [part for part in self._begun if outside(part, start_seconds, end_seconds)]
         with self.turns.answer():
             self._renew(kept)
 

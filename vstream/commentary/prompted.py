@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections import deque
 
+from memory.base import outside
 from model_adapters.base import ChunkKV, ModelAdapter
 from vstream.commentary.base import STYLES, Commentator, NarrationRules, Utterance
 from vstream.commentary.guards import DuplicateGuard, WordBudget, is_silence, said_in, shortened
@@ -67,9 +68,8 @@ class PromptedCommentator(Commentator):
         return [self._said[-1]]
 
     def forget(self, start_seconds: float, end_seconds: float) -> None:
-        self._vision = deque(kv for kv in self._vision if kv.end_seconds <= start_seconds or kv.start_seconds >= end_seconds)
-        said = (u for u in self._said if u.end_seconds <= start_seconds or u.start_seconds >= end_seconds)
-        self._said = deque(said, self._said.maxlen)
+        self._vision = deque(kv for kv in self._vision if outside(kv, start_seconds, end_seconds))
+        self._said = deque((u for u in self._said if outside(u, start_seconds, end_seconds)), self._said.maxlen)
 
     def finish(self) -> list[Utterance]:
         """Nothing: every turn is a whole."""

@@ -78,8 +78,7 @@ class KeptWatches:
         if not self.write:
             return
         self._written_seconds = now_seconds
-        rows = [(state.watch.number, json.dumps({**state.row(), "active": active})) for state, active in states]
-        notes = [Note("watch", number, row) for number, row in rows]
+        notes = [Note("watch", s.watch.number, json.dumps({**s.row(), "active": active})) for s, active in states]
         by_kind = {kind: [note for note in [*self._pending, *notes] if note.kind == kind] for kind in MOST}
         try:
             for kind, most in MOST.items():

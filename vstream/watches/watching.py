@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from data.errors import WatchError
+from memory.base import outside
 from model_adapters.base import ModelAdapter, TokenRun
 from vstream.config import SessionConfig
 from vstream.prompts import Prompts
@@ -134,11 +135,8 @@ class Watches:
     def forget(self, start_seconds: float, end_seconds: float) -> None:
         """Take back alerts and decisions about a span of the stream."""
         with self._lock:
-            alerts = [a for a in self.alerts if a.end_seconds <= start_seconds or a.start_seconds >= end_seconds]
-            self.alerts = deque(alerts, MAX_ALERTS)
-            found = [(d, d.findings) for d in self.log]
-            log = [d for d, f in found if f.end_seconds <= start_seconds or f.start_seconds >= end_seconds]
-            self.log = deque(log, MAX_LOG)
+            self.alerts = deque((a for a in self.alerts if outside(a, start_seconds, end_seconds)), MAX_ALERTS)
+            self.log = deque((d for d in self.log if outside(d.findings, start_seconds, end_seconds)), MAX_LOG)
             if self._kept is not None:
                 self._kept.forget(start_seconds, end_seconds)
 
