@@ -58,8 +58,13 @@ def main(argv: list[str] | None = None) -> int:
         )
         serve(studio, args.host, args.port, args.token, certificate)
     except VStreamError as error:
-        print(f"app.py: {error}", file=sys.stderr)
+        # One line, also where the name of a file is not.
+        print(f"app.py: {' '.join(str(error).splitlines())}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        # While a model loads; a page that was open ends with 0.
+        print("\nstopped", file=sys.stderr)
+        return 130
     return 0
 
 

@@ -131,9 +131,11 @@ class Database:
         except UnicodeError as error:
             raise MemoryBankError(f"the manifest of {self.folder} is damaged ({error}); {self.rebuild}") from error
         except sqlite3.Error as error:
+            # SQLite quotes what it stumbles over, over several lines.
+            said = " ".join(str(error).split())
             code = getattr(error, "sqlite_errorcode", 0) & 0xFF
             if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB) or "no such table" in str(error):
-                raise MemoryBankError(f"the manifest of {self.folder} is damaged ({error}); {self.rebuild}") from error
+                raise MemoryBankError(f"the manifest of {self.folder} is damaged ({said}); {self.rebuild}") from error
             raise MemoryBankError(
-                f"the manifest of {self.folder} cannot be used ({error}); free some space, wait, or choose another folder"
+                f"the manifest of {self.folder} cannot be used ({said}); free some space, wait, or choose another folder"
             ) from error

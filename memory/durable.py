@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import ExitStack
 
 import numpy as np
 import torch
@@ -45,10 +46,11 @@ class DurableBank(MemoryBank):
     ) -> None:
         super().__init__(device, gpu_bytes, ram_bytes, codec=memory.codec.name, slab_bytes=slab_bytes, as_cache=True)
         self.memory = memory
-        self.writer = WriteBehind(memory, lag_seconds) if write else None
         self._absent: set[int] = set()
         """Ids that are on disk but must not be read: damaged."""
         self._take_up_gaps()
+        # Last: where the manifest cannot be read, no thread is left behind that holds the memory.
+        self.writer = WriteBehind(memory, lag_seconds) if write else None
 
     def put(self, chunk: ChunkKV, record: ChunkRecord | None = None) -> list[int]:
         if self.writer is None:
@@ -167,10 +169,11 @@ class DurableBank(MemoryBank):
             assert all(segment < number for segment in segments), "a segment has a number to come"
 
     def close(self) -> None:
-        if self.writer is not None:
-            self.writer.close()
-        super().close()
-        self.memory.close()
+        with ExitStack() as closing:
+            closing.callback(self.memory.close)
+            closing.callback(super().close)
+            if self.writer is not None:
+                self.writer.close()
 
     def _announce(self, chunk_ids: Sequence[int]) -> None:
         with self._lock:

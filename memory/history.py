@@ -15,7 +15,7 @@ from typing import TypeVar
 from zlib_ng.zlib_ng import crc32
 
 from memory.base import TOUCHING_SECONDS
-from memory.database import Database
+from memory.meta import Meta
 from memory.rows import Gap, Sitting
 
 logger = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ def checksum_of(values: Sequence[object]) -> int:
     return crc32(json.dumps(list(values), default=repr).encode())
 
 
-class History(Database):
+class History(Meta):
     """Gaps and sittings. An entry that is not as it was written is logged and left out."""
 
     def add_gaps(self, db: sqlite3.Connection, gaps: Sequence[Gap]) -> None:

@@ -13,7 +13,6 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from zlib_ng.zlib_ng import crc32
 
 from data.errors import MemoryBankError
 from memory.files import PRIVATE_FILE
@@ -65,6 +64,7 @@ class Manifest(History):
             counts = {"next_segment": 0, "vectors": vectors, "num_vectors": 0, "forgetting": 0}
             for key, value in {**meta, **counts}.items():
                 manifest.set_meta(db, key, value)
+            manifest.sum_schema(db)
         return manifest
 
     def migrate(self, migrations: Mapping[int, Migration] = MIGRATIONS, target: int = FORMAT_VERSION) -> None:
@@ -91,22 +91,11 @@ class Manifest(History):
             for step in steps:
                 step(db)
             self.set_meta(db, "format_version", target)
-
-    def meta(self, name: str) -> str:
-        found = self.query("SELECT value, crc32 FROM meta WHERE name = ?", (name,))
-        if not found or found[0][1] != _crc32(name, str(found[0][0])):
-            raise MemoryBankError(f"the manifest of {self.folder} is damaged: it has no right {name}; {self.rebuild}")
-        return str(found[0][0])
-
-    def number(self, name: str) -> int:
-        return int(self.meta(name))
+            self.sum_schema(db)
 
     @property
     def identity(self) -> Identity:
         return Identity.from_json(self.meta("identity"))
-
-    def set_meta(self, db: sqlite3.Connection, name: str, value: object) -> None:
-        db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?, ?)", (name, str(value), _crc32(name, str(value))))
 
     def add_segment(self, db: sqlite3.Connection, segment: int, num_bytes: int, merged: int) -> None:
         db.execute("INSERT OR REPLACE INTO segments VALUES (?, ?, ?)", (segment, num_bytes, merged))
@@ -292,7 +281,3 @@ class Manifest(History):
 def _ids(chunk_ids: Collection[int]) -> str:
     """As many as there may be, which parameters may not."""
     return f"({', '.join(str(int(chunk_id)) for chunk_id in chunk_ids)})"
-
-
-def _crc32(name: str, value: str) -> int:
-    return crc32(f"{name}={value}".encode())

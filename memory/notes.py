@@ -15,7 +15,7 @@ from memory.manifest import Manifest
 logger = logging.getLogger(__name__)
 
 TABLE = "notes"
-SCHEMA = f"""CREATE TABLE IF NOT EXISTS {TABLE} (kind TEXT, number INTEGER, start_seconds REAL, end_seconds REAL, content TEXT,
+SCHEMA = f"""CREATE TABLE {TABLE} (kind TEXT, number INTEGER, start_seconds REAL, end_seconds REAL, content TEXT,
 crc32 INTEGER, PRIMARY KEY (kind, number)) WITHOUT ROWID"""
 """Made with the first note: most memories hold none."""
 
@@ -48,7 +48,9 @@ class Notes:
         if not notes:
             return
         with self.manifest.changing() as db:
-            db.execute(SCHEMA)
+            if not self._exist():
+                db.execute(SCHEMA)
+                self.manifest.sum_schema(db)
             rows = [(n.kind, n.number, n.start_seconds, n.end_seconds, n.content, n.crc32) for n in notes]
             db.executemany(f"INSERT OR REPLACE INTO {TABLE} VALUES (?, ?, ?, ?, ?, ?)", rows)
             for kind in {note.kind for note in notes}:

@@ -66,6 +66,7 @@ def open_memory(
             _check_there(folder)
         manifest = Manifest(folder, write=write)
         lock.callback(manifest.close)
+        manifest.check_schema()
         manifest.migrate(migrations, version)
         if identity is not None:
             manifest.identity.check(identity, folder)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +44,12 @@ def stored_bank(folder: Path, gpu_bytes: int = 0, ram_bytes: int = 0, **options:
     """Opened for writing, or with write=False for reading."""
     write = options.pop("write", True)
     lag = {"lag_seconds": options.pop("lag_seconds")} if "lag_seconds" in options else {}
-    memory = open_memory(folder, options.pop("identity", IDENTITY), write=write, **options)
-    return DurableBank(memory, "cpu", gpu_bytes, ram_bytes, write=write, **lag)
+    with ExitStack() as opened:
+        memory = open_memory(folder, options.pop("identity", IDENTITY), write=write, **options)
+        opened.callback(memory.close)
+        bank = DurableBank(memory, "cpu", gpu_bytes, ram_bytes, write=write, **lag)
+        opened.pop_all()
+    return bank
 
 
 def vectors_of(memory: StoredMemory) -> dict[int, np.ndarray]:

@@ -119,6 +119,17 @@ def test_the_program_itself_exits_2_without_a_traceback() -> None:
     assert len(done.stderr.strip().splitlines()) == 1 and "--token" in done.stderr
 
 
+def test_ending_it_while_it_loads_is_one_word(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("gradio")
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(app, "chosen_model", interrupted)
+    assert app.main([]) == 130
+    assert capsys.readouterr() == ("", "\nstopped\n")
+
+
 @pytest.mark.slow
 def test_ending_it_twice_closes_it_once_without_a_traceback() -> None:
     """As where `make` and the terminal both pass a signal on."""

@@ -213,6 +213,7 @@ def test_format_versions(tmp_path: Path) -> None:
     with manifest.changing() as db:
         db.execute("ALTER TABLE sittings RENAME COLUMN source_key TO key")
         manifest.set_meta(db, "format_version", 0)
+        manifest.sum_schema(db)
     manifest.close()
     with pytest.raises(MemoryBankError, match="too old"):
         open_memory(tmp_path / "m", IDENTITY, write=True)

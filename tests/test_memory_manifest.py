@@ -19,6 +19,7 @@ from memory import DurableBank, open_memory
 from memory.identity import FORMAT_VERSION
 from memory.library import META, verify
 from memory.manifest import MANIFEST, Manifest
+from memory.meta import SCHEMA_SUM
 from memory.notes import Note, Notes
 from memory.rebuild import rebuild
 from memory.rows import ChunkRow, Gap, Sitting
@@ -39,7 +40,7 @@ def spoil(folder: Path, *statements: str) -> None:
     """Change what is in a manifest behind its back, as damage would."""
     db = sqlite3.connect(folder / MANIFEST)
     for statement in statements:
-        assert db.execute(statement).rowcount > 0, statement
+        assert db.execute(statement).rowcount != 0, statement
     db.commit()
     db.close()
 
@@ -119,6 +120,39 @@ def test_flipped_bits_end_no_stream_with_anything_but_a_line(tmp_path: Path, see
             shutil.rmtree(folder)
     finally:
         threading.excepthook = before
+
+
+def test_a_memory_of_which_no_bank_can_be_made_is_let_go_of(tmp_path: Path) -> None:
+    folder = made(tmp_path / "m", 6)
+    db = sqlite3.connect(folder / MANIFEST)
+    ((page,),) = db.execute("SELECT rootpage FROM sqlite_master WHERE name = 'gaps'").fetchall()
+    db.close()
+    with (folder / MANIFEST).open("r+b") as file:
+        file.seek((page - 1) * PAGE_BYTES)
+        file.write(bytes([255]) * PAGE_BYTES)
+    threads = threading.active_count()
+    memory = open_memory(folder, write=True)
+    with pytest.raises(MemoryBankError, match="rebuild"):
+        DurableBank(memory, "cpu", 0, 0)
+    memory.close()
+    assert threading.active_count() == threads
+    rebuild(folder)
+    assert verify(folder).whole
+
+
+def test_tables_that_are_not_as_declared_are_damage(tmp_path: Path) -> None:
+    """SQLite goes on with any declaration that it can read, such as one of another type."""
+    folder = made(tmp_path / "m", 6)
+    memory = open_memory(folder, write=True)
+    Notes(memory.manifest).put([Note("watch", 0, "made with the first note")], 9)
+    memory.close()
+    open_memory(folder).close()
+    declared = "UPDATE sqlite_master SET sql = replace(sql, 'chunk_id INTEGER', 'chunk_id INUEGER') WHERE name = 'chunks'"
+    spoil(folder, "PRAGMA writable_schema = ON", declared)
+    for write in (False, True):
+        with pytest.raises(MemoryBankError, match="its tables are not as declared"):
+            open_memory(folder, write=write)
+    assert rebuild(folder).num_chunks == 6 and verify(folder).whole
 
 
 def test_a_size_that_is_wrong_in_the_manifest_costs_nothing(tmp_path: Path) -> None:
@@ -229,6 +263,7 @@ def of_version_1(folder: Path) -> Path:
         for table in ("gaps", "sittings"):
             db.execute(f"ALTER TABLE {table} DROP COLUMN crc32")
         memory.manifest.set_meta(db, "format_version", 1)
+        db.execute("DELETE FROM meta WHERE name = ?", (SCHEMA_SUM,))
     memory.close()
     return folder
 

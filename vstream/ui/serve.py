@@ -118,20 +118,19 @@ def serving(
 
 def serve(studio: Studio, host: str, port: int, token: str | None = None, certificate: tuple[str, str] | None = None) -> None:
     """Serve the page until Ctrl-C or SIGTERM; then everything is closed and the private folders are removed."""
-    with serving(studio, host, port, token, certificate) as url:
-        leaving = threading.Event()
+    leaving = threading.Event()
 
-        def leave(*_: object) -> None:
-            # Once: a second Ctrl-C, or one from `make` and one from the terminal, must not break off what closes the memories.
-            if not leaving.is_set():
-                leaving.set()
-                raise KeyboardInterrupt
+    def leave(*_: object) -> None:
+        # Once: a second Ctrl-C, or one from `make` and one from the terminal, must not break off what closes the memories.
+        if not leaving.is_set():
+            leaving.set()
+            raise KeyboardInterrupt
 
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, leave)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, leave)
+    with contextlib.suppress(KeyboardInterrupt), serving(studio, host, port, token, certificate) as url:
         print(f"{TITLE}: {url}  (Ctrl-C ends it)", flush=True)
-        with contextlib.suppress(KeyboardInterrupt):
-            threading.Event().wait()
+        threading.Event().wait()
 
 
 @contextlib.contextmanager
