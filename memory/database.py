@@ -29,6 +29,7 @@ class Database:
             self._reads = self._connected(read_only=not write)
             self._writes = self._connected(read_only=False) if write else None
         self._file = self._there()
+        self._version = -1
 
     @property
     def rebuild(self) -> str:
@@ -85,6 +86,11 @@ class Database:
         """All rows that a query finds."""
         with self._reading, self._said():
             return self._reads.execute(sql, values).fetchall()
+
+    def has_changed(self) -> bool:
+        """Whether somebody has committed something since this was asked last; at first, yes."""
+        before, ((self._version,),) = self._version, self.query("PRAGMA data_version")
+        return before != self._version
 
     def _there(self) -> tuple[int, int] | None:
         """What the file's name stands for now; None for nothing."""

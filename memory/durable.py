@@ -48,6 +48,8 @@ class DurableBank(MemoryBank):
         self.memory = memory
         self._absent: set[int] = set()
         """Ids that are on disk but must not be read: damaged."""
+        self._steps: dict[int, int] = {}
+        """Of who only reads: how often chunks were thinned when the caches were last compared with the disk."""
         self._take_up_gaps()
         # Last: where the manifest cannot be read, no thread is left behind that holds the memory.
         self.writer = WriteBehind(memory, lag_seconds) if write else None
@@ -199,9 +201,21 @@ class DurableBank(MemoryBank):
         return row is not None and row.segment is not None and chunk_id not in self._absent
 
     def _gather(self, chunk_ids: Sequence[int], take: Take = fresh) -> dict[int, Stored]:
+        self._follow()
         away = {i for i in chunk_ids if i not in self._tiers.entries and i not in self._absent and self._pending(i) is None}
         here = [i for i in chunk_ids if i not in away]
         return {**super()._gather(here, take), **self.memory.packets(sorted(away), take)}
+
+    def _follow(self) -> None:
+        """Who only reads: what the writer has forgotten or thinned meanwhile must not live on in these caches."""
+        if self.writer is not None or not self.memory.manifest.has_changed():
+            return
+        held, steps = self.memory.manifest.sizes(list(self._tiers.entries)), self.memory.manifest.steps()
+        for chunk_id in list(self._tiers.entries):
+            if chunk_id not in held or steps.get(chunk_id) != self._steps.get(chunk_id):
+                self._tiers.forget(chunk_id)
+        self._steps = steps
+        self._take_up_gaps()
 
     def _read(self, chunk_id: int, gathered: dict[int, Stored] | None = None) -> tuple[ChunkKV, Stored] | None:
         if chunk_id in self._tiers.entries:

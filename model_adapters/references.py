@@ -17,7 +17,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from data.errors import AdapterError
 from data.frames import Chunk
-from model_adapters.stock import StockAdapter
+from model_adapters.stock import StockAdapter, without_thought
 
 
 class Reference(ABC):
@@ -43,9 +43,9 @@ class Reference(ABC):
         """Arguments of the stock model's forward and `generate`: the whole clip and the question in one prompt."""
 
     def prompt(self, question: str, content: Sequence[dict[str, str]] = ({"type": "video"},)) -> str:
-        """The chat template around a video and a question."""
+        """The chat template around a video and a question, behind which the answer begins."""
         message = {"role": "user", "content": [*content, {"type": "text", "text": question}]}
-        return self.tokenizer.apply_chat_template([message], tokenize=False, add_generation_prompt=True)
+        return without_thought(self.tokenizer.apply_chat_template([message], tokenize=False, add_generation_prompt=True))
 
 
 def pil(frame: Any) -> Image.Image:

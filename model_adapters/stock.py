@@ -157,7 +157,7 @@ class StockAdapter(DecoderAdapter):
                     " use the checkpoint's own template"
                 )
             parts.append(part)
-        return parts[0], parts[1], parts[2], parts[3], rendered
+        return parts[0], parts[1], parts[2], parts[3], without_thought(rendered)
 
     @abstractmethod
     def pixels(self, picture: torch.Tensor) -> torch.Tensor:
@@ -185,6 +185,13 @@ class StockAdapter(DecoderAdapter):
         last = len(chunk.pts_seconds) - 1
         first = slot * self.frames_per_slot
         return (chunk.pts_seconds[min(first, last)] + chunk.pts_seconds[min(first + self.frames_per_slot - 1, last)]) / 2
+
+
+def without_thought(prompt: str) -> str:
+    """A prompt that opens a thought, as thinking checkpoints' do, with the thought left empty: the answer comes at once, and
+    the first token of a yes or no is that word. Written as Qwen3's own template does where thinking is switched off."""
+    opened = prompt.rstrip()
+    return f"{opened}\n\n</think>\n\n" if opened.endswith("<think>") else prompt
 
 
 def joined(features: torch.Tensor | Sequence[torch.Tensor]) -> torch.Tensor:

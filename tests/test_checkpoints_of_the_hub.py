@@ -89,6 +89,19 @@ def test_an_older_release_of_a_qwen_checkpoint_conforms(family: str, tmp_path: P
     assert check([str(folder)]) == 0
 
 
+def test_a_thinking_checkpoint_answers_at_once(tmp_path: Path) -> None:
+    """Its template opens a thought, in which neither a short answer nor a yes or no would be found."""
+    folder = BUILDERS["qwen3_vl"](tmp_path / "model")
+    template = folder / "chat_template.jinja"
+    opened = template.read_text().replace("<|im_start|>assistant\n{% endif %}", "<|im_start|>assistant\n<think>\n{% endif %}")
+    assert opened != template.read_text()
+    template.write_text(opened)
+    adapter: Any = load_adapter(str(folder), device="cpu")
+    assert adapter.tail.endswith("<|im_start|>assistant\n<think>\n\n</think>\n\n")
+    assert "think" not in adapter.middle + adapter.between, "an earlier answer comes without one"
+    assert check([str(folder)]) == 0
+
+
 @pytest.mark.parametrize("family", ["qwen2_5_vl", "smolvlm"])
 def test_processors_in_one_joint_file_are_read(family: str, tmp_path: Path) -> None:
     """As transformers 5 saves them; what lies beside it from before is not looked at, as transformers does not either."""

@@ -97,6 +97,32 @@ def test_what_only_a_cache_holds_is_forgotten_too(tmp_path: Path) -> None:
     bank.close()
 
 
+def test_who_reads_in_another_process_forgets_too(tmp_path: Path) -> None:
+    """And has no more of a chunk than the disk has left, whatever its caches had before."""
+    bank = stored_bank(tmp_path / "m")
+    fill(bank, range(6))
+    reader = stored_bank(tmp_path / "m", 10**6, 10**6, write=False)
+    assert held(reader, range(6)) and set(reader.tiers().values()) == {"gpu"}
+    fill(bank, range(6, 8))
+    assert held(reader, range(8)) and reader.gaps == []
+    start, end = bank.span(2)
+    bank.forget(start + 0.01, end - 0.01)
+    assert [one.chunk_id for one in reader.get(range(8))] == [0, 1, 3, 4, 5, 6, 7]
+    assert reader.gaps == [(start, end)] and 2 not in reader.chunk_ids()
+    rewrite(bank.memory, bank.memory.manifest.segments_by_age(), thinning=THINNING)
+    assert all(same(one, after(one.chunk_id, 1)) for one in reader.get(range(8))) and reader.steps().keys() == {
+        0,
+        1,
+        3,
+        4,
+        5,
+        6,
+        7,
+    }
+    reader.close()
+    bank.close()
+
+
 def test_what_is_forgotten_without_end_leaves_a_gap_that_ends(tmp_path: Path) -> None:
     for bank in (PlainBank("cpu"), MemoryBank("cpu", MIB, 0), stored_bank(tmp_path / "m", MIB)):
         for i in range(5):
