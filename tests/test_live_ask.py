@@ -26,7 +26,7 @@ def test_ask_over_rtsp(rtsp: Callable[..., str], random_adapter) -> None:
     source = listen(rtsp(40))
     with StreamSession(random_adapter, SessionConfig(max_new_tokens=4)) as session:
         feeder = Feeder(session, source).start()
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while session.stats.num_chunks < 1 and time.monotonic() < deadline:
             time.sleep(0.05)
         while_live = session.answer(QUESTION)
@@ -58,15 +58,15 @@ def test_a_private_url_needs_leave(web: str, random_folder: Path, capsys: pytest
 
 @pytest.mark.slow
 def test_questions_while_a_world_runs_against_the_clock(random_adapter) -> None:
-    source = open_source("world:?seed=4&seconds=6&speed=2&side=96")
+    source = open_source("world:?seed=4&seconds=6&speed=1&side=96")
     with StreamSession(random_adapter, SessionConfig(max_new_tokens=4)) as session:
         started = time.monotonic()
         feeder = Feeder(session, source).start()
         asked: list[float] = []
-        while feeder.running and time.monotonic() - started < 20:
+        while feeder.running and time.monotonic() - started < 60:
             time.sleep(0.3)
             if session.stats.num_frames:
                 asked.append(session.answer(QUESTION).asked_at_seconds)
         feeder.stop()
         assert asked == sorted(asked) and len(set(asked)) > 3
-        assert session.stats.num_chunks == 6 and time.monotonic() - started >= 2.5
+        assert session.stats.num_chunks == 6 and time.monotonic() - started >= 5

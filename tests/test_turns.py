@@ -10,7 +10,7 @@ import pytest
 
 from vstream.turns import ANSWERS_IN_A_ROW, Turns
 
-PATIENCE_SECONDS = 10.0
+PATIENCE_SECONDS = 60.0
 
 
 def wait_until(true: Callable[[], bool]) -> None:
