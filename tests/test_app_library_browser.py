@@ -76,6 +76,8 @@ def opened(page: Page, words: str) -> None:
     choose(page, words)
     page.page.click("#open-saved")
     page.wait("#stage .vs-state-stored", 60)
+    # It may have been open before: what was said about it goes when it is opened again.
+    page.page.wait_for_function("!document.querySelector('#chat .message-content')", timeout=60_000)
     page.tab("Chat")
 
 
@@ -122,7 +124,7 @@ def test_a_span_is_forgotten_and_the_answer_with_it(page: Page, library: Path) -
         assert page.answer(question) != f"at {NEEDLE.start_seconds} s"
         assert not chunks_behind(page) & seen
         for second in seen:
-            assert not page.page.query_selector(f'#timeline [data-chunk="{second}"]')
+            page.page.wait_for_selector(f'#timeline [data-chunk="{second}"]', state="detached")
 
 
 def test_what_was_thinned_is_striped_and_what_is_gone_is_grey(page: Page) -> None:
