@@ -62,13 +62,14 @@ def choose(page: Page, words: str) -> str:
     for _ in range(30):  # The choices come when the tab is opened; they close a list that is open, or do not get into it.
         page.page.click("#saved input")
         try:
-            option.click(timeout=1000)
+            option.click(timeout=3000)
             page.page.wait_for_function(
-                "w => document.querySelector('#saved input').value.includes(w)", arg=words, timeout=1000
+                "w => document.querySelector('#saved input').value.includes(w)", arg=words, timeout=3000
             )
             return page.page.input_value("#saved input")
         except NotYet:
-            page.page.keyboard.press("Escape")
+            # The list opens when the box gets the focus, which it must lose first.
+            page.page.locator("#saved input").blur()
     pytest.fail(f"no saved memory with {words!r} can be chosen")
 
 
