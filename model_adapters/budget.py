@@ -17,6 +17,7 @@ from model_adapters.weights import WeightTable
 
 GIB = 1 << 30
 CGROUP = Path("/sys/fs/cgroup")
+MOST_LAYERS = 10_000
 NO_SENSE = (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError)
 """What files that make no sense end in, within libraries that read them."""
 
@@ -78,6 +79,8 @@ def estimate(
         config = getattr(config, "thinker_config", config)
         text = config.get_text_config(decoder=True)
         head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+        for part in (text, getattr(config, "vision_config", text)):
+            _check_depth(part)
         numbers = 2 * text.num_hidden_layers * text.num_key_value_heads * head_dim
         stored = config.dtype or text.dtype or torch.float32
         method = (getattr(config, "quantization_config", None) or {}).get("quant_method")
@@ -102,6 +105,14 @@ def estimate(
         where,
         free_bytes,
     )
+
+
+def _check_depth(config: Any) -> None:
+    """ValueError for a number of layers that no model has."""
+    num = getattr(config, "num_hidden_layers", None)
+    num = getattr(config, "depth", None) if num is None else num
+    if num is not None and not 1 <= num <= MOST_LAYERS:
+        raise ValueError(f"{num:,} layers")
 
 
 def _count(config: Any) -> int:

@@ -13,8 +13,11 @@ from transformers import AutoConfig
 
 from data.frames import Chunk
 from model_adapters.base import TokenRun, VisualTokens
-from model_adapters.preprocess import normalised, stretched, video_settings
+from model_adapters.preprocess import colours, normalised, stretched, video_settings
 from model_adapters.stock import Layout, StockAdapter, shared_out
+
+STRATEGIES = ("default", "full")
+"""Which of a tower's tokens go on: all but the first, or all."""
 
 
 @dataclass(frozen=True)
@@ -66,9 +69,12 @@ class SquareFramesAdapter(FrameByFrameAdapter):
     @classmethod
     def read_pixels(cls, folder: Path) -> SquareSpec:
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        strategy = getattr(config, "vision_feature_select_strategy", STRATEGIES[0])
+        if strategy not in STRATEGIES:
+            raise ValueError(f"its vision_feature_select_strategy is {strategy!r}; known: {', '.join(STRATEGIES)}")
         settings = cls.frame_settings(folder, config)
         side, longest = cls.sides(settings)
-        return SquareSpec(side, cls.cells(config, side), tuple(settings["image_mean"]), tuple(settings["image_std"]), longest)
+        return SquareSpec(side, cls.cells(config, side), *colours(settings), longest)
 
     @classmethod
     def frame_settings(cls, folder: Path, config: Any) -> dict[str, Any]:

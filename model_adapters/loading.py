@@ -65,6 +65,7 @@ def find_checkpoint(name_or_path: str, families: Mapping[str, Any], revision: st
         raise AdapterError(
             f"the config.json of {name_or_path} cannot be read ({error}); download the checkpoint again"
         ) from error
+    family = family if isinstance(family, str) else str(family)
     if family in SAME_WEIGHTS:
         log.warning("%s is a %s; its weights are a %s and run as that", name_or_path, family, SAME_WEIGHTS[family])
         family = SAME_WEIGHTS[family]

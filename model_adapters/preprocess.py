@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,14 +42,22 @@ class PixelSpec:
         config = settings(folder, IMAGE)
         size = config.get("size") or {}
         return PixelSpec(
-            patch_size=int(config["patch_size"]),
-            merge_size=int(config["merge_size"]),
-            temporal_patch_size=int(config["temporal_patch_size"]),
-            min_pixels=int(config.get("min_pixels") or size["shortest_edge"]),
-            max_pixels=int(config.get("max_pixels") or size["longest_edge"]),
-            mean=tuple(map(float, config["image_mean"])),
-            std=tuple(map(float, config["image_std"])),
+            int(config["patch_size"]),
+            int(config["merge_size"]),
+            int(config["temporal_patch_size"]),
+            int(config.get("min_pixels") or size["shortest_edge"]),
+            int(config.get("max_pixels") or size["longest_edge"]),
+            *colours(config),
         )
+
+
+def colours(settings: Mapping[str, Any]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """The mean and the std of the three colours that a tower was trained with. Raises KeyError, TypeError or ValueError where
+    the settings say none."""
+    mean, std = (tuple(map(float, settings[name])) for name in ("image_mean", "image_std"))
+    if len(mean) != 3 or len(std) != 3 or 0 in std:
+        raise ValueError(f"image_mean {mean} and image_std {std} are not those of three colours")
+    return mean, std
 
 
 def fitted_size(height: int, width: int, spec: PixelSpec) -> tuple[int, int]:

@@ -15,6 +15,8 @@ from model_adapters.placement import Timed
 from model_adapters.preprocess import merged, patched, patchify, resize
 from model_adapters.stock import Layout, StockAdapter, joined, shared_out
 
+MROPE_SECTION = (16, 24, 24)
+"""Angles for time, rows and columns where a config does not say; Qwen3-VL has others then, of the same sum."""
 TRAINED_LENGTH = 32768
 """Qwen2.5-VL and the Omni thinkers were trained on contexts up to this; what their configs allow beyond it is extrapolation."""
 
@@ -24,6 +26,12 @@ class QwenAdapter(StockAdapter):
 
     special_tokens = ("<|video_pad|>", "<|vision_start|>", "<|vision_end|>")
     num_axes = 3
+
+    def __init__(self, model: Any, *args: Any) -> None:
+        super().__init__(model, *args)
+        sections = (model.config.get_text_config().rope_parameters or {}).get("mrope_section", MROPE_SECTION)
+        if 2 * sum(sections) != self.info.head_dim:
+            raise ValueError(f"mrope_section {sections} does not share out the {self.info.head_dim // 2} angles of a head")
 
     def picture(self, chunk: Chunk) -> torch.Tensor:
         frames = torch.from_numpy(chunk.frames).to(self.device)

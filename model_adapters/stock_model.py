@@ -98,6 +98,7 @@ def load_tokenizer(name: str, folder: Path) -> Any:
         template = folder / "chat_template.json"
         if template.is_file():
             tokenizer.chat_template = json.loads(template.read_text())["chat_template"]
+        tokenizer("a word")
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, TemplateError) as error:
         reason = " ".join(str(error).split())[:200]
         raise AdapterError(f"the tokenizer or the chat template of {name} cannot be read ({reason}); {AGAIN}") from error

@@ -13,7 +13,7 @@ import torch
 from data.frames import Chunk
 from model_adapters.base import VisualTokens
 from model_adapters.frame_by_frame import FrameByFrameAdapter
-from model_adapters.preprocess import PixelSpec, merged, patched, patchify, resize, video_settings
+from model_adapters.preprocess import PixelSpec, colours, merged, patched, patchify, resize, video_settings
 from model_adapters.stock import joined, shared_out
 
 
@@ -30,8 +30,8 @@ class VideoLlama3Adapter(FrameByFrameAdapter):
         own = video_settings(folder)
         least, area = own["size"]["shortest_edge"], own["size"]["longest_edge"]
         most = max(least, area // own["max_frames"])
-        mean, std = tuple(own["image_mean"]), tuple(own["image_std"])
-        return PixelSpec(own["patch_size"], own["merge_size"], own["temporal_patch_size"], least, most, mean, std)
+        patch, merge, slot = (int(own[name]) for name in ("patch_size", "merge_size", "temporal_patch_size"))
+        return PixelSpec(patch, merge, slot, least, most, *colours(own))
 
     def stamp(self, seconds: float, first: bool) -> str:
         return f"{'' if first else ','}Time {seconds:.1f}s:"

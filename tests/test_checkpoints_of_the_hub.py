@@ -234,6 +234,44 @@ def test_parts_of_different_checkpoints_are_told(damage, words: str, tmp_path: P
     assert words in str(caught.value) and "\n" not in str(caught.value) and "LOAD REPORT" not in said.text
 
 
+@pytest.mark.parametrize(
+    "family,file,path,value,words",
+    [
+        ("qwen3_vl", "preprocessor_config.json", "image_std", [], "are not those of three colours"),
+        ("qwen2_vl", "preprocessor_config.json", "image_mean", [0.5, 0.5], "are not those of three colours"),
+        ("llava_onevision", "video_preprocessor_config.json", "image_std", [0.5, 0.5, 0.0], "are not those of three colours"),
+        ("video_llama_3", "video_preprocessor_config.json", "image_mean", [0.5], "are not those of three colours"),
+        ("internvl", "config.json", "vision_feature_select_strategy", "some", "known: default, full"),
+        ("qwen2_vl", "config.json", "text_config.rope_parameters", None, "does not share out the 8 angles of a head"),
+        (
+            "qwen3_omni_moe_thinker",
+            "config.json",
+            "text_config.num_hidden_layers",
+            -1,
+            "no model that can be loaded: -1 layers",
+        ),
+        ("qwen2_5_vl", "config.json", "vision_config.depth", 10**12, "1,000,000,000,000 layers"),
+        ("llava_onevision", "config.json", "vision_config.num_hidden_layers", 0, "no model that can be loaded: 0 layers"),
+        ("smolvlm", "config.json", "model_type", [], "is of the family '[]', which is not known here"),
+        ("qwen3_vl", "tokenizer_config.json", "model_max_length", "x", "the tokenizer or the chat template of"),
+    ],
+)
+def test_settings_without_sense_are_told(family: str, file: str, path: str, value: Any, words: str, tmp_path: Path) -> None:
+    folder = BUILDERS[family](tmp_path / "model")
+    *parts, last = path.split(".")
+
+    def change(config: dict[str, Any]) -> None:
+        for part in parts:
+            config = config[part]
+        assert last in config
+        config[last] = value
+
+    changed(folder / file, change)
+    with pytest.raises(AdapterError) as caught:
+        load_adapter(str(folder), device="cpu")
+    assert words in str(caught.value) and "\n" not in str(caught.value)
+
+
 def test_frames_that_the_tower_cannot_cut_are_told(tmp_path: Path) -> None:
     for family, side in (("internvl", 72), ("llava_onevision", 60)):
         folder = BUILDERS[family](tmp_path / family)
