@@ -16,6 +16,7 @@ from model_adapters.base import TokenRun, VisualTokens
 from model_adapters.preprocess import colours, normalised, stretched, video_settings
 from model_adapters.stock import Layout, StockAdapter, shared_out
 
+MAX_SIDE = 8192
 STRATEGIES = ("default", "full")
 """Which of a tower's tokens go on: all but the first, or all."""
 
@@ -33,6 +34,10 @@ class SquareSpec:
     std: tuple[float, ...]
     longest: int | None = None
     temporal_patch_size: ClassVar[int] = 1
+
+    def __post_init__(self) -> None:
+        if self.longest is not None and not 1 <= self.longest <= MAX_SIDE:
+            raise ValueError(f"its frames are resized to {self.longest:,} pixels; at most {MAX_SIDE:,} are known")
 
     @property
     def cell(self) -> float:

@@ -30,6 +30,11 @@ class PixelSpec:
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
+    def __post_init__(self) -> None:
+        sizes = (self.patch_size, self.merge_size, self.temporal_patch_size)
+        if min(sizes) < 1:
+            raise ValueError(f"patch_size, merge_size and temporal_patch_size are {sizes}; none can be less than 1")
+
     @property
     def cell(self) -> int:
         """Side of one merged visual token in pixels."""

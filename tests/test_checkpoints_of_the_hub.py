@@ -241,6 +241,8 @@ def test_parts_of_different_checkpoints_are_told(damage, words: str, tmp_path: P
         ("qwen2_vl", "preprocessor_config.json", "image_mean", [0.5, 0.5], "are not those of three colours"),
         ("llava_onevision", "video_preprocessor_config.json", "image_std", [0.5, 0.5, 0.0], "are not those of three colours"),
         ("video_llama_3", "video_preprocessor_config.json", "image_mean", [0.5], "are not those of three colours"),
+        ("video_llama_3", "video_preprocessor_config.json", "merge_size", -1, "none can be less than 1"),
+        ("smolvlm", "preprocessor_config.json", "video_sampling.video_size.longest_edge", 10**12, "at most 8,192 are known"),
         ("internvl", "config.json", "vision_feature_select_strategy", "some", "known: default, full"),
         ("qwen2_vl", "config.json", "text_config.rope_parameters", None, "does not share out the 8 angles of a head"),
         (
