@@ -93,10 +93,14 @@ def pytest_sessionstart() -> None:
                 ALIVE.add(bank)
 
         def closing(bank: Bank) -> None:
-            if bank in ALIVE:
-                ALIVE.discard(bank)
-                bank.check_integrity()
-            close(bank)
+            alive = bank in ALIVE
+            ALIVE.discard(bank)
+            try:
+                if alive:
+                    bank.check_integrity()
+            finally:
+                # Also where a damaged manifest cannot be asked: who still held its lock would be in the next writer's way.
+                close(bank)
 
         kind.__init__, kind.close = making, closing  # type: ignore[method-assign]
 
