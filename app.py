@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from data.errors import VStreamError
-from vstream.config import Parser, add_flags
+from vstream.config import INTERRUPTED, USAGE_ERROR, Parser, add_flags
 from vstream.models import add_model_flags, chosen_model, chosen_settings
 
 
@@ -58,13 +58,12 @@ def main(argv: list[str] | None = None) -> int:
         )
         serve(studio, args.host, args.port, args.token, certificate)
     except VStreamError as error:
-        # One line, also where the name of a file is not.
-        print(f"app.py: {' '.join(str(error).splitlines())}", file=sys.stderr)
-        return 2
+        print(f"app.py: {error.line}", file=sys.stderr)
+        return USAGE_ERROR
     except KeyboardInterrupt:
         # While a model loads; a page that was open ends with 0.
         print("\nstopped", file=sys.stderr)
-        return 130
+        return INTERRUPTED
     return 0
 
 

@@ -13,6 +13,11 @@ VStreamError
 class VStreamError(Exception):
     """Base of all errors that are shown to a user as one line."""
 
+    @property
+    def line(self) -> str:
+        """The message in one line, also where the name of a file in it is not."""
+        return " ".join(str(self).splitlines())
+
 
 class SourceError(VStreamError):
     """A video, URL, camera or world that cannot be opened or read."""

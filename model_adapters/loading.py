@@ -60,12 +60,11 @@ def find_checkpoint(name_or_path: str, families: Mapping[str, Any], revision: st
         raise AdapterError(f"{name_or_path} has no config.json; give a checkpoint folder, a hub id, or `{EMBEDDED}`")
     try:
         config = json.loads(config_file.read_text())
-        family, own_code = config.get("model_type"), config.get("auto_map")
+        family, own_code = str(config.get("model_type")), config.get("auto_map")
     except (ValueError, OSError, AttributeError) as error:
         raise AdapterError(
             f"the config.json of {name_or_path} cannot be read ({error}); download the checkpoint again"
         ) from error
-    family = family if isinstance(family, str) else str(family)
     if family in SAME_WEIGHTS:
         log.warning("%s is a %s; its weights are a %s and run as that", name_or_path, family, SAME_WEIGHTS[family])
         family = SAME_WEIGHTS[family]

@@ -110,15 +110,8 @@ def test_who_reads_in_another_process_forgets_too(tmp_path: Path) -> None:
     assert [one.chunk_id for one in reader.get(range(8))] == [0, 1, 3, 4, 5, 6, 7]
     assert reader.gaps == [(start, end)] and 2 not in reader.chunk_ids()
     rewrite(bank.memory, bank.memory.manifest.segments_by_age(), thinning=THINNING)
-    assert all(same(one, after(one.chunk_id, 1)) for one in reader.get(range(8))) and reader.steps().keys() == {
-        0,
-        1,
-        3,
-        4,
-        5,
-        6,
-        7,
-    }
+    left = set(range(8)) - {2}
+    assert all(same(one, after(one.chunk_id, 1)) for one in reader.get(range(8))) and reader.steps().keys() == left
     reader.close()
     bank.close()
 

@@ -39,8 +39,9 @@ PAGE_BYTES = 4096
 def spoil(folder: Path, *statements: str) -> None:
     """Change what is in a manifest behind its back, as damage would."""
     db = sqlite3.connect(folder / MANIFEST)
+    db.execute("PRAGMA writable_schema = ON")
     for statement in statements:
-        assert db.execute(statement).rowcount != 0, statement
+        assert db.execute(statement).rowcount > 0, statement
     db.commit()
     db.close()
 
@@ -148,7 +149,7 @@ def test_tables_that_are_not_as_declared_are_damage(tmp_path: Path) -> None:
     memory.close()
     open_memory(folder).close()
     declared = "UPDATE sqlite_master SET sql = replace(sql, 'chunk_id INTEGER', 'chunk_id INUEGER') WHERE name = 'chunks'"
-    spoil(folder, "PRAGMA writable_schema = ON", declared)
+    spoil(folder, declared)
     for write in (False, True):
         with pytest.raises(MemoryBankError, match="its tables are not as declared"):
             open_memory(folder, write=write)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from data.errors import VStreamError
 from vstream import commands, speaking
-from vstream.config import USAGE_ERROR, Parser, add_flags
+from vstream.config import INTERRUPTED, USAGE_ERROR, Parser, add_flags
 from vstream.memory_commands import add_memory_commands
 from vstream.models import add_model_flags
 from vstream.written import printing
@@ -73,8 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with printing(sys.stdout):
             return run(args)
     except VStreamError as error:
-        # One line, also where the name of a file is not.
-        sys.stderr.write(f"vstream {args.command}: {' '.join(str(error).splitlines())}\n")
+        sys.stderr.write(f"vstream {args.command}: {error.line}\n")
         return USAGE_ERROR
     except BrokenPipeError:
         # As in `watch … | head -1`: who reads has seen enough.
@@ -82,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     except KeyboardInterrupt:
         sys.stderr.write("\nstopped\n")
-        return 130
+        return INTERRUPTED
 
 
 if __name__ == "__main__":

@@ -88,6 +88,8 @@ class SessionConfig:
 
 USAGE_ERROR = 2
 """Exit status of a command that was called or fed wrongly."""
+INTERRUPTED = 130
+"""Exit status where Ctrl-C ended it."""
 
 
 class Parser(argparse.ArgumentParser):
