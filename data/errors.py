@@ -19,6 +19,11 @@ class VStreamError(Exception):
         return " ".join(str(self).splitlines())
 
 
+def reason_of(error: BaseException) -> str:
+    """What an error of somebody else's says, as a part of one line: at most 200 characters, at least its name."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
 class SourceError(VStreamError):
     """A video, URL, camera or world that cannot be opened or read."""
 

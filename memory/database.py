@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import quote
 
-from data.errors import MemoryBankError
+from data.errors import MemoryBankError, reason_of
 
 BUSY_SECONDS = 10.0
 REBUILD = "python -m vstream memory rebuild {folder} makes it anew from what is good"
@@ -137,8 +137,7 @@ class Database:
         except UnicodeError as error:
             raise MemoryBankError(f"the manifest of {self.folder} is damaged ({error}); {self.rebuild}") from error
         except sqlite3.Error as error:
-            # SQLite quotes what it stumbles over, over several lines.
-            said = " ".join(str(error).split())
+            said = reason_of(error)  # SQLite quotes what it stumbles over, over several lines
             code = getattr(error, "sqlite_errorcode", 0) & 0xFF
             if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB) or "no such table" in str(error):
                 raise MemoryBankError(f"the manifest of {self.folder} is damaged ({said}); {self.rebuild}") from error

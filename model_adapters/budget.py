@@ -11,7 +11,7 @@ from typing import Any
 import psutil
 import torch
 
-from data.errors import AdapterError
+from data.errors import AdapterError, reason_of
 from model_adapters.loading import Checkpoint
 from model_adapters.weights import WeightTable
 
@@ -86,8 +86,9 @@ def estimate(
         method = (getattr(config, "quantization_config", None) or {}).get("quant_method")
         num_parameters = weights.total_parameters if weights and method is None else _count(config)
     except (*NO_SENSE, StrictDataclassError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise AdapterError(f"the config.json of {checkpoint.name} describes no model that can be loaded: {reason}") from error
+        raise AdapterError(
+            f"the config.json of {checkpoint.name} describes no model that can be loaded: {reason_of(error)}"
+        ) from error
     # Quantised weights stay as they are stored, whatever else is loaded in; but FP8 is widened where there is no GPU.
     packed = method is not None and (method != "fp8" or torch.cuda.is_available())
     if weights and (packed or (dtype is None and method is None)):

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from typing import cast
 
-from data.errors import AdapterError, VStreamError
+from data.errors import AdapterError, VStreamError, reason_of
 from model_adapters.registry import DTYPES, FAMILIES, load_adapter
 
 FAILED, USAGE_ERROR = 1, 2
@@ -44,9 +44,7 @@ def report(name: str, dtype: str | None, device: str | None) -> int:
     try:
         reference = create_reference(adapter, find_checkpoint(name, FAMILIES).folder)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise AdapterError(
-            f"the processor of {name} cannot be made from its files: {' '.join(str(error).split())[:200]}"
-        ) from error
+        raise AdapterError(f"the processor of {name} cannot be made from its files: {reason_of(error)}") from error
     for check in run_checks(Conformance(adapter, reference)):
         num_failed += not check.passed
         verdict = "ok" if check.passed else "FAILED"

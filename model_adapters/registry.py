@@ -6,7 +6,7 @@ import importlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from data.errors import AdapterError
+from data.errors import AdapterError, reason_of
 from model_adapters.base import ModelAdapter
 from model_adapters.budget import NO_SENSE, Budget, estimate, gib
 from model_adapters.fingerprint import fingerprint
@@ -101,7 +101,7 @@ def load_adapter(
             name_or_path, checkpoint.folder, **options
         )
     except (*NO_SENSE, ImportError, AssertionError, SafetensorError, TemplateError) as error:
-        reason = f"its files lack {error}" if isinstance(error, KeyError) else " ".join(str(error).split())[:200]
+        reason = f"its files lack {error}" if isinstance(error, KeyError) else reason_of(error)
         raise AdapterError(f"{name_or_path} cannot be loaded: {reason}") from error
     loaded.compile_steps(compile_step)
     return loaded

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+from data.errors import reason_of
 from model_adapters.attention import Looked
 from model_adapters.base import AttentionTrace
 from model_adapters.cache import BufferContext
@@ -185,7 +186,7 @@ class Steps:
             self._prepare(step)
         except RuntimeError as error:
             # Whatever hinders a graph, memory included, does not hinder the answer.
-            self._stop(" ".join(str(error).split())[:200])
+            self._stop(reason_of(error))
             return None
         return step
 

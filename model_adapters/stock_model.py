@@ -15,7 +15,7 @@ from jinja2 import TemplateError
 from transformers import AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from data.errors import AdapterError
+from data.errors import AdapterError, reason_of
 from model_adapters import attention
 from model_adapters.weights import AGAIN
 
@@ -100,8 +100,9 @@ def load_tokenizer(name: str, folder: Path) -> Any:
             tokenizer.chat_template = json.loads(template.read_text())["chat_template"]
         tokenizer("a word")
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, TemplateError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise AdapterError(f"the tokenizer or the chat template of {name} cannot be read ({reason}); {AGAIN}") from error
+        raise AdapterError(
+            f"the tokenizer or the chat template of {name} cannot be read ({reason_of(error)}); {AGAIN}"
+        ) from error
     return tokenizer
 
 
