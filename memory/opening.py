@@ -15,10 +15,11 @@ from memory.identity import FORMAT_VERSION, Identity
 from memory.manifest import LOGS, MANIFEST, Manifest
 from memory.migrations import MIGRATIONS, Migration
 from memory.reference import REFERENCE
+from memory.rewriting import delete_unwanted
 from memory.segment_file import segment_path, segments_in
 from memory.stored import SEGMENT_BYTES, StoredMemory
 from memory.thinning import Thinning
-from memory.upkeep import delete_unwanted, drop_torn, finish_forgetting, leaves_traces
+from memory.upkeep import drop_torn, finish_forgetting, leaves_traces
 
 logger = logging.getLogger(__name__)
 

@@ -7,15 +7,13 @@ Only a forgetting of everything that was interrupted between its last commit and
 
 from __future__ import annotations
 
-import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 
@@ -26,20 +24,18 @@ from memory.identity import FORMAT_VERSION, Identity
 from memory.labels import Origin, RowLabel, origin_of, row_of
 from memory.layout import Packet, unpack
 from memory.manifest import LOGS, MANIFEST, Manifest
-from memory.notes import Note, Notes
+from memory.notes import Notes
 from memory.opening import LOCK, NEW_MANIFEST, OLD_MANIFEST, is_memory, is_torn
 from memory.records import mask_from_bytes, mask_to_bytes
 from memory.rows import ChunkRow, Gap, Sitting
+from memory.salvage import Salvaged, salvage
 from memory.segment_file import Contents, read_block, read_contents, segment_path, segments_in
 from memory.vectors import Summaries, VectorFile, generation_of, vectors_in
-
-logger = logging.getLogger(__name__)
 
 CHUNKS_AT_A_TIME = 256
 ALL = 2**62
 """Notes of a kind: none goes, whatever its number."""
 TOUCHING_SECONDS = 1e-3
-T = TypeVar("T")
 
 
 @dataclass
@@ -51,23 +47,6 @@ class Rebuilt:
     num_new: int = 0
     num_bare: int = 0
     lost: list[str] = field(default_factory=list)
-
-
-@dataclass
-class _Salvaged:
-    """What can be read of an old manifest. rows: with right checksums. gaps, sittings: None if they cannot be trusted.
-
-    named: the segments that it names, if that can be trusted."""
-
-    identity: Identity | None = None
-    rows: dict[int, ChunkRow] = field(default_factory=dict)
-    gaps: list[Gap] | None = None
-    sittings: list[Sitting] | None = None
-    unwanted: set[str] = field(default_factory=set)
-    named: set[int] = field(default_factory=set)
-    notes: list[Note] = field(default_factory=list)
-    num_damaged_entries: int = 0
-    num_damaged_notes: int = 0
 
 
 def rebuild(folder: Path) -> Rebuilt:
@@ -82,7 +61,7 @@ def rebuild(folder: Path) -> Rebuilt:
         _settle_logs(folder)
         segments, lost = _segments(folder)
         found = Rebuilt(lost=lost)
-        old = _salvage(folder, [i for contents, _ in segments.values() for i in contents.places])
+        old = salvage(folder, [i for contents, _ in segments.values() for i in contents.places])
         identity = old.identity or _commonest([(origin.identity, len(c.places)) for c, origin in segments.values() if origin])
         if identity is None:
             raise MemoryBankError(f"nothing in {folder} says which model made it; restore it from a copy, or delete it")
@@ -147,47 +126,8 @@ def _undone(segments: dict[int, tuple[Contents, Origin | None]], named: set[int]
     return dropped
 
 
-def _salvage(folder: Path, chunk_ids: Sequence[int]) -> _Salvaged:
-    name = next((name for name in (MANIFEST, OLD_MANIFEST) if (folder / name).is_file()), None)
-    found = _Salvaged()
-    if name is None:
-        return found
-    try:
-        manifest = Manifest(folder, write=False, name=name)
-    except MemoryBankError as error:
-        logger.warning("%s", error)
-        return found
-    try:
-        version = _read(lambda: manifest.number("format_version"))
-        if version is not None and version > FORMAT_VERSION:
-            manifest.migrate()  # It says what is wrong.
-        found.identity = _read(lambda: manifest.identity)
-        rows = _read(lambda: list(manifest.rows("")))
-        if rows is None:
-            rows = [row for i in chunk_ids if (row := _read(lambda i=i: manifest.row(i))) is not None]  # type: ignore[misc]
-        found.rows = {row.chunk_id: row for row in rows if isinstance(row, ChunkRow)}
-        if _read(manifest.check) == []:
-            found.gaps, found.sittings = _read(manifest.gaps), _read(manifest.sittings)
-            found.num_damaged_entries = _read(manifest.num_damaged_entries) or 0
-            found.named = set(_read(manifest.segments) or {})
-        found.notes = _read(lambda: Notes(manifest).all()) or []
-        found.num_damaged_notes = _read(lambda: Notes(manifest).num_damaged()) or 0
-        found.unwanted = set(_read(manifest.unwanted) or [])
-    finally:
-        manifest.close()
-    return found
-
-
-def _read(what: Callable[[], T]) -> T | None:
-    try:
-        return what()
-    except (MemoryBankError, ValueError, KeyError, TypeError) as error:
-        logger.info("not to be had back: %s", error)
-        return None
-
-
 def _write(
-    folder: Path, identity: Identity, segments: dict[int, tuple[Contents, Origin | None]], old: _Salvaged, found: Rebuilt
+    folder: Path, identity: Identity, segments: dict[int, tuple[Contents, Origin | None]], old: Salvaged, found: Rebuilt
 ) -> None:
     for leftover in folder.glob(f"{NEW_MANIFEST}*"):
         leftover.unlink()
@@ -238,7 +178,7 @@ def _write(
 def _taken_up(
     folder: Path,
     segments: dict[int, tuple[Contents, Origin | None]],
-    old: _Salvaged,
+    old: Salvaged,
     rows: dict[int, ChunkRow],
     found: Rebuilt,
 ) -> Iterator[Summaries]:

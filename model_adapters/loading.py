@@ -61,7 +61,7 @@ def find_checkpoint(name_or_path: str, families: Mapping[str, Any], revision: st
     try:
         config = json.loads(config_file.read_text())
         family, own_code = str(config.get("model_type")), config.get("auto_map")
-    except (ValueError, OSError, AttributeError) as error:
+    except (ValueError, OSError, AttributeError, RecursionError) as error:
         raise AdapterError(
             f"the config.json of {name_or_path} cannot be read ({error}); download the checkpoint again"
         ) from error

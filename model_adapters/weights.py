@@ -89,7 +89,7 @@ def shard_names(name: str, index: Path) -> list[str]:
     """The weight files that an index names. Raises AdapterError where it cannot be read."""
     try:
         return sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError) as error:
         raise AdapterError(f"the {INDEX} of {name} cannot be read ({error!r}); {AGAIN}") from error
 
 
@@ -111,7 +111,7 @@ def read_header(name: str, file: Path) -> dict[str, tuple[str, int]]:
             entries.pop("__metadata__", None)
             table = {tensor: (e["dtype"], math.prod(e["shape"])) for tensor, e in entries.items()}
             end = 8 + length + max((e["data_offsets"][1] for e in entries.values()), default=0)
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
             raise AdapterError(f"the header of {file.name} of {name} is damaged and cannot be loaded; {AGAIN}") from error
     if size != end:
         raise AdapterError(

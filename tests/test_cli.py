@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from vstream.__main__ import main
-from vstream.batch import read_questions
+from vstream.batch_rows import read_questions
 
 WORLD = "world:?seed=3&seconds=8&speed=0&side=96"
 OTHER_WORLD = "world:?seed=4&seconds=6&speed=0&side=96"
@@ -229,6 +229,7 @@ def test_every_row_gets_the_answer_that_ask_gives(model, tmp_path, capsys) -> No
 BAD = [
     ("not json", "not JSON"),
     ("[1, 2]", "not a JSON object"),
+    ("[" * 10**5, "not JSON"),
     ({"id": "no video", "question": QUESTION}, "'video'"),
     ({"id": "no question", "video": WORLD}, "'question'"),
     ({"id": "number", "video": WORLD, "question": 3}, "'question'"),
@@ -237,6 +238,7 @@ BAD = [
     ({"id": "word", "video": WORLD, "question": QUESTION, "at": "5"}, "'at' is '5'"),
     ({"id": "true", "video": WORLD, "question": QUESTION, "at": True}, "'at' is True"),
     ({"id": "late", "video": WORLD, "question": QUESTION, "at": 500}, "500 s"),
+    ({"id": "ages", "video": WORLD, "question": QUESTION, "at": 10**400}, "'at' is 1000"),
     ({"id": "gone", "video": "missing.mp4", "question": QUESTION}, "missing.mp4"),
     ({"id": "odd", "video": "world:?x=1", "question": QUESTION}, "'x'"),
     ({"id": "one", "video": WORLD, "question": QUESTION, "options": ["yes"]}, "two"),

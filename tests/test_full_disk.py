@@ -18,7 +18,7 @@ from memory.identity import FORMAT_VERSION
 from memory.library import verify
 from memory.manifest import Manifest
 from memory.rebuild import rebuild
-from memory.upkeep import rewrite
+from memory.rewriting import rewrite
 
 MIB = 2**20
 

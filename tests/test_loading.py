@@ -235,6 +235,8 @@ def test_free_memory_minds_the_limit_of_a_control_group(tmp_path, monkeypatch) -
 def test_a_config_that_describes_no_model_is_told(folder) -> None:
     with_config(folder, text_config={"hidden_size": "wide"})
     assert "config.json" in refusal(str(folder))
+    (folder / "config.json").write_text("[" * 10**5)
+    assert "config.json" in refusal(str(folder))
 
 
 # How it is loaded

@@ -25,8 +25,8 @@ from test_memory_stores import chunk, same
 from data.errors import MemoryBankError
 from memory import open_memory
 from memory.manifest import MANIFEST
+from memory.rewriting import rewrite
 from memory.stored_records import StoredRecords
-from memory.upkeep import rewrite
 
 MIB = 2**20
 

@@ -28,9 +28,10 @@ from memory import MemoryBank, PlainBank
 from memory.manifest import Manifest
 from memory.notes import Note, Notes
 from memory.reference import REFERENCE, Reference, keep_reference
+from memory.rewriting import rewrite
 from memory.rows import Gap
 from memory.stored import Pending
-from memory.upkeep import merge, rewrite
+from memory.upkeep import merge
 from memory.vectors import mean_key
 
 MIB = 2**20

@@ -22,11 +22,12 @@ from memory.manifest import MANIFEST, Manifest
 from memory.meta import SCHEMA_SUM
 from memory.notes import Note, Notes
 from memory.rebuild import rebuild
+from memory.rewriting import rewrite
 from memory.rows import ChunkRow, Gap, Sitting
 from memory.stored import ROW_BYTES
 from memory.stored_records import NUM_CHECKED, StoredRecords
 from memory.thinning import Distinct, Thinning
-from memory.upkeep import drop_kv, rewrite
+from memory.upkeep import drop_kv
 from vstream.remembered import join
 
 SMALL = {"segment_bytes": 8_000, "disk_bytes": 120_000, "thinning": Thinning(Distinct()), "lag_seconds": 0.1}

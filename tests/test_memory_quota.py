@@ -21,9 +21,9 @@ from stored import (
 from test_memory_stores import chunk, same
 
 from memory.library import describe
+from memory.rewriting import rewrite
 from memory.segment_file import segment_path
 from memory.stored_records import StoredRecords
-from memory.upkeep import rewrite
 from memory.vectors import mean_key
 from model_adapters.base import ChunkKV
 

@@ -23,9 +23,10 @@ from memory.library import delete, verify
 from memory.manifest import MANIFEST, Manifest
 from memory.opening import NEW_MANIFEST, OLD_MANIFEST, is_memory
 from memory.rebuild import rebuild
+from memory.rewriting import rewrite
 from memory.segment_file import read_contents
 from memory.stored_records import StoredRecords
-from memory.upkeep import merge, rewrite
+from memory.upkeep import merge
 from memory.vectors import mean_key
 from vstream.session import StreamSession
 

@@ -132,7 +132,10 @@ def test_a_log_decides_to_itself_again(tmp_path: Path, capsys: pytest.CaptureFix
     for content, words in (
         (b"{}", "line 1 of the log is no decision"),
         (b"\xff", "is no text"),
+        (b"[" * 10**5, "line 1 of the log is no decision"),
         (lines[0].replace('"at_seconds": 0.5', '"at_seconds": "soon"').encode(), "line 1 of the log is no decision"),
+        (lines[0].replace('"at_seconds": 0.5', f'"at_seconds": {10**400}').encode(), "line 1 of the log is no decision"),
+        (lines[0].replace('"clip_start_seconds": 0.0', '"clip_start_seconds": "soon"').encode(), "does not say what it waits"),
         ("".join(lines[2:]).encode(), "line 1 is the first of watch 1, but does not say what it waits for"),
     ):
         capsys.readouterr()

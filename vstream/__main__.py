@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from data.errors import VStreamError
-from vstream import commands, speaking
+from vstream import commands, comment_command, watch_command
 from vstream.config import INTERRUPTED, USAGE_ERROR, Parser, add_flags
 from vstream.memory_commands import add_memory_commands
 from vstream.models import add_model_flags
@@ -38,14 +38,14 @@ def build_parser() -> argparse.ArgumentParser:
     batch.set_defaults(run=commands.batch)
 
     watch = commands_.add_parser("watch", help="tell when something happens, as it happens")
-    speaking.add_watch_flags(watch)
+    watch_command.add_watch_flags(watch)
     _shared(watch)
-    watch.set_defaults(run=speaking.watch)
+    watch.set_defaults(run=watch_command.watch)
 
     comment = commands_.add_parser("comment", help="comment on a source, as subtitles or a list")
-    speaking.add_comment_flags(comment)
+    comment_command.add_comment_flags(comment)
     _shared(comment)
-    comment.set_defaults(run=speaking.comment)
+    comment.set_defaults(run=comment_command.comment)
 
     memory = commands_.add_parser("memory", help="look at, check, thin out and delete stored memories")
     add_memory_commands(memory, Parser)

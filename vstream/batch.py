@@ -6,23 +6,22 @@ import hashlib
 import json
 import logging
 import math
-import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, lru_cache
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from data.errors import QuestionError, VStreamError
 from data.sources import open_source
 from model_adapters.base import ModelAdapter
-from vstream.answer import answer_fields, is_text
+from vstream.answer import answer_fields
+from vstream.batch_rows import Row, is_same_question, read_answers, read_questions, replace_file
 from vstream.config import SessionConfig
 from vstream.library import room_for, words_of
 from vstream.models import ModelChoice
@@ -30,11 +29,9 @@ from vstream.progress import Progress
 from vstream.recorded import Reel
 from vstream.remembered import check_library, memory_folder, stored_settings
 from vstream.session import StreamSession
-from vstream.written import TextFile, writing
+from vstream.written import TextFile
 
 logger = logging.getLogger(__name__)
-
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -66,12 +63,12 @@ def run(questions: Path, out: Path, job: Job, workers: int = 1, limit: int | Non
     check_library(job.folder)
     every_row = list(read_questions(questions))
     rows = every_row[:limit]
-    earlier = read_answers(out, job)
-    done = {row["key"]: earlier[row["key"]] for row in every_row if _same_question(row, earlier.get(row["key"]))}
+    earlier = read_answers(out, job.hash)
+    done = {row["key"]: earlier[row["key"]] for row in every_row if is_same_question(row, earlier.get(row["key"]))}
     open_rows = [row for row in rows if row["key"] not in done]
     if out.exists():
         # Without the torn line that a stopped run may have left: what is appended now must begin a line.
-        _replace(out, done.values())
+        replace_file(out, done.values())
     if open_rows:
         _adapter(job.model, job.config.gpu_bytes)  # a model that cannot be loaded is no fault of the rows
     with Progress("answering", len(rows), "rows") as progress, TextFile(out, "--out", "a") as file:
@@ -79,87 +76,8 @@ def run(questions: Path, out: Path, job: Job, workers: int = 1, limit: int | Non
             done[answer["key"]] = answer
             file.write(json.dumps(answer) + "\n")
             progress.update(len(done))
-    _replace(out, [done[row["key"]] for row in every_row if row["key"] in done])
+    replace_file(out, [done[row["key"]] for row in every_row if row["key"] in done])
     return sum("error" in done[row["key"]] for row in rows), len(rows)
-
-
-def _replace(out: Path, rows: Iterable[Row]) -> None:
-    """Write a temporary file, then rename it: a stop in between leaves the old one."""
-    temporary = out.with_name(out.name + ".tmp")
-    with writing(temporary, "--out"):
-        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        os.replace(temporary, out)
-
-
-def _same_question(row: Row, answer: Row | None) -> bool:
-    """Whether `answer` is to the row as it stands now; an id may have been given to another question since."""
-    return answer is not None and all(row.get(name) == answer.get(name) for name in ("video", "question", "at", "options"))
-
-
-def read_questions(path: Path) -> Iterator[Row]:
-    """The rows of a JSON-lines file. A row that cannot be used carries an `error`; QuestionError if there is no file."""
-    try:
-        # Not splitlines: JSON may hold other line separators inside of its strings.
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise QuestionError(f"{path} cannot be read as text; give a file of JSON lines") from error
-    seen: set[str] = set()
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        row, wrong = _parsed(line)
-        identity = str(row.get("id", f"line {number}"))
-        key = identity
-        if key in seen:
-            key, wrong = f"{identity} (line {number})", wrong or "the id is used twice; give every row its own"
-        seen.add(key)
-        yield {**row, "id": row.get("id", identity), "key": key} | ({"error": wrong} if wrong else {})
-
-
-def _parsed(line: str) -> tuple[Row, str | None]:
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        return {}, f"the line is not JSON ({error})"
-    if not isinstance(row, dict):
-        return {}, "the line is not a JSON object"
-    if not is_text(json.dumps(row, ensure_ascii=False)):
-        return {}, "the line holds half of a surrogate pair, which is no text"
-    for name in ("video", "question"):
-        if not isinstance(row.get(name), str):
-            return row, f"{name!r} is missing or no text"
-    at = row.get("at")
-    if at is not None and (isinstance(at, bool) or not isinstance(at, int | float) or not 0 <= at < math.inf):
-        return row, f"'at' is {at!r}; give seconds from 0 on"
-    options = row.get("options")
-    if options is not None and not (
-        isinstance(options, list) and len(options) > 1 and all(isinstance(o, str) and o.strip() for o in options)
-    ):
-        return row, "'options' is no list of at least two texts that are not empty"
-    return row, None
-
-
-def read_answers(out: Path, job: Job) -> dict[str, Row]:
-    """Answers of an earlier run, by key; failed rows are tried again. A torn last line is dropped."""
-    if not out.exists():
-        return {}
-    done: dict[str, Row] = {}
-    try:
-        lines = out.read_text().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise QuestionError(f"{out} cannot be read as text; choose another --out") from error
-    for number, line in enumerate(lines, 1):
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            if number == len(lines):
-                break
-            raise QuestionError(f"line {number} of {out} is not JSON; delete the file or choose another --out") from error
-        if not isinstance(row, dict) or "key" not in row or row.get("config") != job.hash:
-            raise QuestionError(f"{out} holds answers of another model or other settings; delete it or choose another --out")
-        if "error" not in row:
-            done[row["key"]] = row
-    return done
 
 
 def _answers(rows: list[Row], job: Job, workers: int) -> Iterator[Row]:

@@ -44,8 +44,7 @@ def ask(args: argparse.Namespace) -> int:
             if at is None or at > session.now_seconds or not session.has_seen:
                 watch(session, source, until(source, config, at), from_start=at is not None)
             answer = session.answer(question, at)
-            for warning in source.stats.warnings:
-                sys.stderr.write(f"warning: {warning}\n")
+            warn(source)
             print_answer(answer, session, args.json)
     return 0
 
@@ -81,6 +80,12 @@ def watch(session: StreamSession, source: Source, end: float, from_start: bool =
     frames = source.frames(session.config.fps, joined.start_seconds)
     with Progress("watching", total) as progress:
         Reel(session, frames, lambda: source.waits).watch_until(end, progress.update)
+
+
+def warn(source: Source) -> None:
+    """Say what was wrong with a source that could be watched."""
+    for warning in source.stats.warnings:
+        sys.stderr.write(f"warning: {warning}\n")
 
 
 def answer_row(answer: Answer, session: StreamSession) -> dict[str, object]:

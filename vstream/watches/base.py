@@ -136,8 +136,10 @@ def read_log(lines: Iterable[str]) -> list[WatchDecision]:
                 # A whole number may stand for any other.
                 if not isinstance(row[name], kind) and (kind in (bool, str) or type(row[name]) is not int):
                     raise TypeError(name)
+                if type(row[name]) is int and kind is not int:
+                    row[name] = float(row[name])
             findings = Findings(**{name: row[name] for name in kinds})
             found.append(WatchDecision(findings, row["verdict"], row["threshold"], row["reason"]))
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             raise WatchError(f"line {number} of the log is no decision of a watch; give a file that --log wrote") from error
     return found

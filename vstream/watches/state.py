@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import Any
@@ -49,10 +50,12 @@ class WatchState:
     @classmethod
     def of(cls, row: Mapping[str, Any], prompts: Prompts) -> WatchState:
         """Go on from what `row` gave. KeyError, TypeError or WatchError if it is none."""
-        condition, kept = parse_condition(row["written"]), row["state"]
-        found = cls(Watch(row["number"], row["written"], condition, WatchRules(**row["rules"]), row["set_at_seconds"]), prompts)
-        found._armed, found._looks, found._fired_at = bool(kept["armed"]), list(kept["looks"]), kept["fired_at_seconds"]
-        found.clip_start_seconds, found.score = kept["clip_start_seconds"], kept["score"]
+        condition, rules, kept = parse_condition(row["written"]), WatchRules(**row["rules"]), row["state"]
+        found = cls(Watch(row["number"], row["written"], condition, rules, _number(row["set_at_seconds"])), prompts)
+        found._armed, found._looks = bool(kept["armed"]), [bool(look) for look in kept["looks"]]
+        fired_at = kept["fired_at_seconds"]
+        found._fired_at = None if fired_at is None else _number(fired_at)
+        found.clip_start_seconds, found.score = _number(kept["clip_start_seconds"]), _number(kept["score"])
         return found
 
     @property
@@ -119,6 +122,13 @@ class WatchState:
 
     def _said(self, findings: Findings, verdict: str, reason: str) -> WatchDecision:
         return WatchDecision(findings, verdict, self.watch.rules.threshold, reason)
+
+
+def _number(value: object) -> float:
+    """`value`, if it is one that can be reckoned with, else TypeError."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
+        raise TypeError(f"{value!r:.40} is no number")
+    return float(value)
 
 
 def replay(watch: Watch, prompts: Prompts, log: Iterable[WatchDecision]) -> list[WatchDecision]:
