@@ -74,12 +74,9 @@ def wrong_values(name: str) -> list[Any]:
     wrong: list[Any] = ["7", True, math.nan, [1]]
     if field.default is not None:
         wrong.append(None)
-    if low is not None:
-        wrong.append(low - 1)
-    if high is not None:
-        wrong += [high + 1, math.inf]
+    wrong += [low - 1, high + 1, math.inf]
     if KINDS[name] is int:
-        wrong += [1.5, math.inf]
+        wrong += [1.5, 10**400]
     return wrong
 
 
@@ -111,6 +108,13 @@ def test_a_chunk_that_would_hold_no_frame_is_refused() -> None:
         SessionConfig(fps=0.5)
     assert SessionConfig(fps=0.5, chunk_seconds=2, window_seconds=16).window_chunks == 8
     assert SessionConfig(fps=0.1, chunk_seconds=10).fps == 0.1
+
+
+@pytest.mark.parametrize("wrong", [5e-324, 1e-300, 9e-7])
+def test_a_temperature_that_logits_cannot_be_divided_by_is_refused(wrong: float) -> None:
+    with pytest.raises(ConfigError, match=f"temperature is {wrong}; give 0, or a number from 1e-06 on"):
+        SessionConfig(temperature=wrong)
+    assert SessionConfig(temperature=1e-6).temperature == 1e-6
 
 
 def test_the_contract_names_are_fields() -> None:

@@ -364,6 +364,12 @@ def test_doctor_tells_what_a_model_costs(folder, capsys) -> None:
     assert line.startswith("--") and "torn" in line
 
 
+@pytest.mark.parametrize("threads", [-1, 0, 1025, 10**30])
+def test_a_number_of_threads_that_makes_no_sense_is_refused(threads: int) -> None:
+    with pytest.raises(AdapterError, match=f"--threads is {threads}; give a number from 1 to 1024"):
+        ModelChoice(threads=threads).load()
+
+
 def test_a_small_model_takes_one_thread_and_any_other_what_is_there(
     random_folder: Path, random_adapter: ModelAdapter, monkeypatch: pytest.MonkeyPatch
 ) -> None:

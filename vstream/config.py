@@ -11,6 +11,9 @@ from typing import Any, NoReturn, get_args, get_type_hints
 from data.errors import ConfigError
 
 GIB = 1 << 30
+MOST_BYTES = 1 << 60
+COLDEST = 1e-6
+"""The least temperature beside 0: float32 has no room for logits that are divided by much less."""
 CHOICES = {
     "drop": ("off", "pixel", "feature"),
     "drop_reference": ("last_kept", "previous"),
@@ -40,11 +43,11 @@ class SessionConfig:
     retrieval: str = _field("key_similarity", "how chunks are brought back for a question")
     top_k: int = _field(8, "chunks brought back at most", 0, 100_000)
     gate: float = _field(0.0, "robust z-score below which retrieval stays out of the context; 0: always in", 0, 1000)
-    gpu_bytes: int = _field(2 * GIB, "memory on the compute device for stored chunks", 0)
-    ram_bytes: int = _field(4 * GIB, "RAM for stored chunks", 0)
-    disk_bytes: int = _field(16 * GIB, "disk for stored chunks", 0)
-    library_bytes: int = _field(64 * GIB, "disk for all memories in one folder together; old ones give way", 2**20)
-    index_bytes: int = _field(1 * GIB, "RAM for index vectors; full: searched on disk, else kept coarser", 2**20)
+    gpu_bytes: int = _field(2 * GIB, "memory on the compute device for stored chunks", 0, MOST_BYTES)
+    ram_bytes: int = _field(4 * GIB, "RAM for stored chunks", 0, MOST_BYTES)
+    disk_bytes: int = _field(16 * GIB, "disk for stored chunks", 0, MOST_BYTES)
+    library_bytes: int = _field(64 * GIB, "disk for all memories in one folder together; old ones give way", 2**20, MOST_BYTES)
+    index_bytes: int = _field(1 * GIB, "RAM for index vectors; full: searched on disk, else kept coarser", 2**20, MOST_BYTES)
     kv_codec: str = _field("native", "how RAM and disk keep stored chunks: bit-equal, as small integers, or entropy-coded")
     thinning: str = _field("distinct", "which tokens of old chunks stay when memory is full; off: old chunks go whole")
     max_new_tokens: int = _field(128, "length of an answer", 1, 32_768)
@@ -66,13 +69,16 @@ class SessionConfig:
             whole = f.type == "int"
             if isinstance(value, bool) or not isinstance(value, int if whole else int | float) or value != value:
                 raise ConfigError(f"{f.name} is {value!r}; give a {'whole ' if whole else ''}number")
-            if (low is not None and value < low) or (high is not None and value > high):
-                raise ConfigError(f"{f.name} is {value}; give a number from {low} to {'any' if high is None else high}")
+            if not low <= value <= high:
+                raise ConfigError(f"{f.name} is {value}; give a number from {low} to {high}")
         if self.fps * self.chunk_seconds < 1:
             raise ConfigError(
                 f"a chunk of {self.chunk_seconds} s at {self.fps} fps holds no frame; raise fps or chunk_seconds so that"
                 " their product is at least 1"
             )
+
+        if 0 < self.temperature < COLDEST:
+            raise ConfigError(f"temperature is {self.temperature}; give 0, or a number from {COLDEST} on")
 
     @property
     def window_chunks(self) -> int:

@@ -31,6 +31,8 @@ SMALL_BYTES = 64 * 2**20
 many short waits for it is long. With the embedded model (10 MB) on two cores, one thread is as fast as two, and 15 times as
 fast beside a busy process."""
 
+MOST_THREADS = 1024
+
 
 @dataclass(frozen=True)
 class ModelChoice:
@@ -46,8 +48,8 @@ class ModelChoice:
 
     def load(self, kv_bytes: int = 0) -> ModelAdapter:
         """Raises AdapterError. kv_bytes: what the session may store on the device. Sets the process' number of threads."""
-        if self.threads is not None and self.threads < 1:
-            raise AdapterError(f"--threads is {self.threads}; give at least 1")
+        if self.threads is not None and not 1 <= self.threads <= MOST_THREADS:
+            raise AdapterError(f"--threads is {self.threads}; give a number from 1 to {MOST_THREADS}")
         more: dict[str, Any] = {"max_pixels": self.max_pixels, "compile_step": self.compile_step}
         loaded = load_adapter(self.model, **self._options(), **more, kv_bytes=kv_bytes)
         threads = self.cpu_threads(loaded)
