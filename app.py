@@ -41,9 +41,11 @@ def main(argv: list[str] | None = None) -> int:
     try:
         from vstream.ui.serve import check_host, check_port, checked_certificate, serve
         from vstream.ui.studio import DEMO_SOURCE, Studio, check_source
+        from vstream.watches import checked_hosts
 
         check_host(args.host, args.token, args.insecure)
         check_port(args.port)
+        webhook_hosts = checked_hosts(args.webhook_host)
         certificate = checked_certificate(args.certificate) if args.certificate else None
         config = chosen_settings(args)
         source = args.source or DEMO_SOURCE
@@ -54,7 +56,7 @@ def main(argv: list[str] | None = None) -> int:
             start_source=source,
             folder=args.memory,
             allow_private_hosts=args.allow_private_hosts,
-            webhook_hosts=args.webhook_host,
+            webhook_hosts=webhook_hosts,
         )
         serve(studio, args.host, args.port, args.token, certificate)
     except VStreamError as error:

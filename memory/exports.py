@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TextIO
 
 from data.errors import MemoryBankError
-from memory.files import PRIVATE_FILE, copy_private, locked, make_private, sync_folder
+from memory.files import PRIVATE_FILE, copy_private, locked, make_private, sync_folder, unusable
 from memory.library import own_files
 from memory.manifest import MANIFEST
 from memory.opening import LOCK, NEW_MANIFEST, open_memory
@@ -58,7 +58,11 @@ def export_copy(folder: Path, out: Path) -> int:
     """A copy of the memory as it is between two commits, private too. Returns its size in bytes. MemoryBankError if it is being
     written, or `out` is not new or empty; nothing of a copy that fails is left."""
     _check_outside(folder, out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    try:
+        taken = out.exists() and (not out.is_dir() or any(out.iterdir()))
+    except OSError as error:
+        raise unusable(out, error) from error
+    if taken:
         raise MemoryBankError(f"{out} is not empty; choose a new folder")
     # One that cannot be written needs no mending, and nobody else writes it.
     is_writable = os.access(folder, os.W_OK)
@@ -82,7 +86,8 @@ def export_copy(folder: Path, out: Path) -> int:
 
 def _check_outside(folder: Path, out: Path) -> None:
     """MemoryBankError if `out` would lie in the memory, where forgetting does not reach it."""
-    if folder.resolve() in out.resolve().parents:
+    # Not Path.resolve, which raises for links in a circle.
+    if Path(os.path.realpath(folder)) in Path(os.path.realpath(out)).parents:
         raise MemoryBankError(f"{out} would lie in the memory itself; choose a place outside of {folder}")
 
 

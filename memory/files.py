@@ -24,13 +24,18 @@ def no_fault(point: str) -> None:
     """The hook of ordinary use."""
 
 
+def unusable(folder: Path, error: OSError) -> MemoryBankError:
+    """What is said of a folder that the system does not let in."""
+    return MemoryBankError(f"memory folder {folder} cannot be used: {error.strerror}; choose another folder")
+
+
 def make_private(folder: Path) -> None:
     """Make `folder`, or take the one that is there, so that only its owner may look into it. MemoryBankError."""
     try:
         folder.mkdir(mode=PRIVATE_FOLDER, parents=True, exist_ok=True)
         folder.chmod(PRIVATE_FOLDER)
     except OSError as error:
-        raise MemoryBankError(f"memory folder {folder} cannot be used: {error.strerror}; choose another folder") from error
+        raise unusable(folder, error) from error
     if not os.access(folder, os.W_OK | os.X_OK):
         raise MemoryBankError(f"memory folder {folder} is not writable; choose another folder")
 
@@ -91,7 +96,7 @@ def passing_folder(inside: Path) -> Iterator[Path]:
         inside.mkdir(mode=PRIVATE_FOLDER, parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix="kv-", dir=inside))
     except OSError as error:
-        raise MemoryBankError(f"memory folder {inside} cannot be used: {error.strerror}; choose another folder") from error
+        raise unusable(inside, error) from error
     try:
         yield folder
     finally:

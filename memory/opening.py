@@ -10,7 +10,7 @@ from pathlib import Path
 
 from data.errors import ConfigError, MemoryBankError
 from memory.database import REBUILD
-from memory.files import Fault, locked, make_private, no_fault, sync_folder, write_whole
+from memory.files import Fault, locked, make_private, no_fault, sync_folder, unusable, write_whole
 from memory.identity import FORMAT_VERSION, Identity
 from memory.manifest import LOGS, MANIFEST, Manifest
 from memory.migrations import MIGRATIONS, Migration
@@ -102,14 +102,17 @@ def is_torn(folder: Path) -> bool:
 def _check_there(folder: Path) -> None:
     if is_memory(folder):
         return
-    if not os.path.isdir(folder):
-        raise MemoryBankError(f"there is no memory at {folder}; give the folder of one")
+    try:
+        below = sorted(path.name for path in folder.iterdir() if os.path.isdir(path) and is_memory(path))
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise MemoryBankError(f"there is no memory at {folder}; give the folder of one") from error
+    except OSError as error:
+        raise unusable(folder, error) from error
     if is_torn(folder):
         raise MemoryBankError(
             f"{folder} holds segments but no {MANIFEST}, as if copied by half; copy the whole folder again, or"
             f" {REBUILD.format(folder=folder)}"
         )
-    below = sorted(path.name for path in folder.iterdir() if path.is_dir() and is_memory(path))
     hint = f"give the folder of one, such as {folder / below[0]}" if below else "give the folder of one"
     raise MemoryBankError(f"{folder} holds no memory; {hint}")
 
@@ -121,7 +124,10 @@ def _check_empty(folder: Path) -> None:
     if not os.path.isdir(folder):
         raise MemoryBankError(f"memory folder {folder} is a file; choose another folder")
     left = (LOCK, FIRST_VECTORS, Path(FIRST_VECTORS).with_suffix(".part").name)
-    foreign = [p.name for p in folder.iterdir() if p.name not in left and not p.name.startswith(NEW_MANIFEST)]
+    try:
+        foreign = [p.name for p in folder.iterdir() if p.name not in left and not p.name.startswith(NEW_MANIFEST)]
+    except OSError as error:
+        raise unusable(folder, error) from error
     if is_torn(folder):
         _check_there(folder)
     if foreign:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -53,9 +54,13 @@ def find_checkpoint(name_or_path: str, families: Mapping[str, Any], revision: st
     families: the model types that are known here. revision: branch, tag or commit of a hub id; default: its main branch.
     Raises AdapterError with one line.
     """
-    folder, commit = _folder(name_or_path, revision)
-    config_file = folder / "config.json"
-    if not config_file.is_file():
+    try:
+        folder, commit = _folder(name_or_path, revision)
+        config_file = folder / "config.json"
+        has_config = config_file.is_file()
+    except OSError as error:
+        raise AdapterError(f"{name_or_path} cannot be read: {error.strerror}; give another folder, or a hub id") from error
+    if not has_config:
         refuse_other_layouts(name_or_path, folder)
         raise AdapterError(f"{name_or_path} has no config.json; give a checkpoint folder, a hub id, or `{EMBEDDED}`")
     try:
@@ -81,7 +86,7 @@ def find_checkpoint(name_or_path: str, families: Mapping[str, Any], revision: st
 
 def _folder(name_or_path: str, revision: str | None) -> tuple[Path, str | None]:
     """The folder, and for a hub id the revision that it was fetched at."""
-    path = Path(__file__).parent / "tiny" / "checkpoint" if name_or_path == EMBEDDED else Path(name_or_path).expanduser()
+    path = Path(__file__).parent / "tiny" / "checkpoint" if name_or_path == EMBEDDED else Path(os.path.expanduser(name_or_path))
     if path.is_dir():
         if revision is not None:
             raise AdapterError(f"{name_or_path} is a local folder and has no revision {revision!r}; leave the revision out")

@@ -43,14 +43,19 @@ def read_weights(name: str, folder: Path, left_out: tuple[str, ...] = ()) -> Wei
     """Check every weight file of `folder` and count its parameters, from headers alone. Raises AdapterError with one line.
 
     left_out: how the names of weights begin that are not counted."""
-    files = _files(name, folder)
     tensors: set[str] = set()
     num_parameters: Counter[str] = Counter()
-    for file in files:
-        for tensor, (kind, numel) in read_header(name, file).items():
-            if not tensor.startswith(left_out):
-                tensors.add(tensor)
-                num_parameters[kind] += numel
+    try:
+        files = _files(name, folder)
+        for file in files:
+            for tensor, (kind, numel) in read_header(name, file).items():
+                if not tensor.startswith(left_out):
+                    tensors.add(tensor)
+                    num_parameters[kind] += numel
+    except OSError as error:
+        raise AdapterError(
+            f"the weights of {name} cannot be read: {error.strerror}; see who may read them, or {AGAIN}"
+        ) from error
     return WeightTable(tuple(files), frozenset(tensors), dict(num_parameters))
 
 

@@ -52,6 +52,7 @@ def test_source_is_checked_before_serving() -> None:
         (["--port", "many"], "--port"),
         (["--port", "99999"], "99999"),
         (["--port", "-1"], "from 1 to 65535"),
+        (["--webhook-host", "https://hooks.example"], "a host alone"),
         (["--no-such-flag"], "--no-such-flag"),
         (["--certificate", "no.pem", "no.key"], "no.pem"),
     ],

@@ -140,6 +140,13 @@ def test_a_broken_index_is_told(folder, text: str) -> None:
     assert INDEX in words or "lacks" in words
 
 
+def test_weights_that_cannot_be_reached_are_told(folder) -> None:
+    name = "x" * 300
+    (folder / SINGLE).unlink()
+    (folder / INDEX).write_text(json.dumps({"weight_map": {"lm_head.weight": name}}))
+    assert "cannot be read: File name too long" in refusal(str(folder))
+
+
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "consolidated.00.pth", "model.pt", "last.ckpt"])
 def test_pickled_weights_are_refused_with_the_reason(folder, name: str) -> None:
     (folder / SINGLE).rename(folder / name)

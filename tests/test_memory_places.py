@@ -6,7 +6,9 @@ import fcntl
 import io
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from stored import IDENTITY, fill, held, stored_bank
@@ -49,17 +51,52 @@ def test_what_is_no_folder_is_told_in_one_line(tmp_path: Path, capsys: pytest.Ca
         MemoryBank("cpu", 0, 0, 10**6, tmp_path / TOO_LONG)
 
 
+@pytest.mark.parametrize("where", ["too long", "somebody else's", "of an unknown user"])
+def test_places_that_cannot_be_reached_are_told_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], where: str
+) -> None:
+    stored_bank(tmp_path / "m").close()
+    (tmp_path / "q.jsonl").write_text('{"video": "world:", "question": "what is on screen now ?"}\n')
+    (tmp_path / "shut").mkdir()
+    place = {"too long": tmp_path / TOO_LONG, "somebody else's": tmp_path / "shut"}.get(where, "~of.an.unknown.user/x")
+    if where == "somebody else's":
+        # Whoever may do everything, as in a container, can be kept out of nothing.
+        for name in ("stat", "listdir"):
+            monkeypatch.setattr(os, name, refusing("shut", getattr(os, name)))
+    world, question = "world:?seconds=1&speed=0", "what is on screen now ?"
+    for argv in (
+        ["ask", place, question],
+        ["ask", f"memory:{place}", question],
+        ["ask", world, question, "--model", place],
+        ["doctor", "--model", place],
+        ["batch", place, "--out", tmp_path / "a.jsonl"],
+        ["memory", "info", place],
+        ["memory", "ls", place],
+        # The shell's business: here the sign stands for itself.
+        *([] if "unknown" in where else [["batch", tmp_path / "q.jsonl", "--out", place]]),
+        *([] if "unknown" in where else [["batch", tmp_path / "q.jsonl", "--out", tmp_path / "b.jsonl", "--memory", place]]),
+        *([] if "unknown" in where else [["memory", "export", tmp_path / "m", place]]),
+    ):
+        code, err = main([str(arg) for arg in argv]), capsys.readouterr().err
+        assert code == 2 and err.count("\n") == 1, (argv, err)
+
+
+def refusing(name: str, real: Callable[..., Any]) -> Callable[..., Any]:
+    """`real`, but for what has `name` in its path, which it may not see."""
+
+    def call(path: object = ".", *args: object, **more: object) -> Any:
+        if name in str(path):
+            raise PermissionError(13, "Permission denied")
+        return real(path, *args, **more)
+
+    return call
+
+
 def test_a_folder_of_somebody_else_hides_no_memory_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stored_bank(tmp_path / "m").close()
     (tmp_path / "lost+found").mkdir()
-    stat, access = os.stat, os.access
-
-    def refusing(path: object, *args: object, **more: object) -> os.stat_result:
-        if "lost+found/" in str(path):
-            raise PermissionError(13, "Permission denied")
-        return stat(path, *args, **more)  # type: ignore[call-overload]
-
-    monkeypatch.setattr(os, "stat", refusing)
+    access = os.access
+    monkeypatch.setattr(os, "stat", refusing("lost+found/", os.stat))
     monkeypatch.setattr(os, "access", lambda path, mode: "lost+found" not in str(path) and access(path, mode))
     assert memories(tmp_path) == [tmp_path / "m"]
     with pytest.raises(MemoryBankError, match=f"such as {tmp_path / 'm'}"):

@@ -346,3 +346,9 @@ def test_webhooks_that_are_not_allowed(url: str, words: str) -> None:
     with pytest.raises(ConfigError, match=words) as caught:
         Webhook(url, ["hooks.example:9000"])
     assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize("host", ["", "http://hooks.example", "hooks.example/x", "me@hooks.example", "two words", "[::1]"])
+def test_what_can_be_no_host_is_not_allowed_in_silence(host: str) -> None:
+    with pytest.raises(ConfigError, match=r"--webhook-host is .*; give the name of a host alone"):
+        Webhook("http://hooks.example/x", ["hooks.example", host])

@@ -23,8 +23,10 @@ def read_questions(path: Path) -> Iterator[Row]:
     try:
         # Not splitlines: JSON may hold other line separators inside of its strings.
         lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise QuestionError(f"{path} cannot be read as text; give a file of JSON lines") from error
+    except OSError as error:
+        raise QuestionError(f"{path} cannot be read: {error.strerror}; give a file of JSON lines") from error
+    except UnicodeDecodeError as error:
+        raise QuestionError(f"{path} is no text; give a file of JSON lines") from error
     seen: set[str] = set()
     for number, line in enumerate(lines, 1):
         if not line.strip():
@@ -65,13 +67,15 @@ def _parsed(line: str) -> tuple[Row, str | None]:
 def read_answers(out: Path, config: str) -> dict[str, Row]:
     """Answers of an earlier run, by key. config: the hash of what they must have been answered with.
     Failed rows are tried again. A torn last line is dropped."""
-    if not out.exists():
-        return {}
     done: dict[str, Row] = {}
     try:
         lines = out.read_text().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise QuestionError(f"{out} cannot be read as text; choose another --out") from error
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise QuestionError(f"{out} cannot be read: {error.strerror}; choose another --out") from error
+    except UnicodeDecodeError as error:
+        raise QuestionError(f"{out} is no text; choose another --out") from error
     for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from data.errors import MemoryBankError
 from data.sources import Source
+from memory.files import unusable
 from memory.identity import Identity
 from memory.library import delete_if_empty, memories
 from memory.opening import open_memory
@@ -65,7 +66,7 @@ class Library:
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
-            raise MemoryBankError(f"memory folder {folder} cannot be used: {error.strerror}; choose another folder") from error
+            raise unusable(folder, error) from error
         for left in memories(folder):
             self._discard(left)
         self.keep_within()

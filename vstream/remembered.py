@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 from data.errors import MemoryBankError
 from memory import DurableBank
 from memory.base import Span
-from memory.files import Fault
+from memory.files import Fault, unusable
 from memory.identity import Identity
 from memory.opening import is_memory, open_memory
 from memory.reference import Reference, keep_reference
@@ -72,8 +73,14 @@ def stored_settings(folder: Path | None) -> dict[str, Any]:
 
 
 def check_library(folder: Path | None) -> None:
-    """MemoryBankError if a folder that is to hold memories is one itself."""
-    if folder is not None and is_memory(folder):
+    """MemoryBankError if a folder that is to hold memories is one itself, or cannot be reached."""
+    if folder is None:
+        return
+    try:
+        folder.exists()
+    except OSError as error:
+        raise unusable(folder, error) from error
+    if is_memory(folder):
         raise MemoryBankError(
             f"{folder} is one memory; give the folder above it to hold several, or memory:{folder} as the source"
         )
@@ -82,7 +89,7 @@ def check_library(folder: Path | None) -> None:
 def memory_folder(source: str) -> Path | None:
     """The folder that `memory:DIR` names; None for any other source."""
     source = source.strip()
-    return Path(source[len(SCHEME) :]).expanduser() if source.lower().startswith(SCHEME) else None
+    return Path(os.path.expanduser(source[len(SCHEME) :])) if source.lower().startswith(SCHEME) else None
 
 
 @dataclass(frozen=True)

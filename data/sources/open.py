@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,7 @@ def open_source(
             read_timeout_seconds=read_timeout_seconds,
             reconnect_attempts=reconnect_attempts,
         )
-    if scheme and scheme != "file" and not (allow_files and Path(spec).exists()):
+    if scheme and scheme != "file" and not (allow_files and os.path.exists(spec)):
         raise SourceError(f"cannot open {scheme}: sources; known: a file, file:, world:, {', '.join(s + ':' for s in SCHEMES)}")
     if not allow_files:
         raise SourceError("files can be opened only from the command line; upload the video or give a URL")
@@ -54,7 +55,7 @@ def open_source(
 def file_named(spec: str) -> Path:
     """The file that a source names, be it there or not. Raises SourceError for a `file:` URL that names none."""
     spec = spec.strip()
-    return Path(_path(spec) if spec.lower().startswith("file:") else spec).expanduser()
+    return Path(os.path.expanduser(_path(spec) if spec.lower().startswith("file:") else spec))
 
 
 def load(module: str) -> Any:

@@ -73,7 +73,7 @@ def origin_of(container: av.container.InputContainer, stream: av.VideoStream) ->
 
 def probe_file(path: str | Path) -> Probe:
     """Check the file at `path` and say what it holds. Raises SourceError with one line: what is wrong and what to do."""
-    path, label = Path(path).expanduser(), Path(path).name or str(path)
+    path, label = Path(os.path.expanduser(path)), Path(path).name or str(path)
     _check_regular(path, label)
     path = path.absolute()
     try:

@@ -5,7 +5,7 @@ from vstream.watches.condition import MAX_WATCHES, Condition, parse_condition
 from vstream.watches.kept import KeptWatches
 from vstream.watches.state import WatchState, replay
 from vstream.watches.watching import Watches
-from vstream.watches.webhook import Webhook
+from vstream.watches.webhook import Webhook, checked_hosts
 
 __all__ = [
     "MAX_WATCHES",
@@ -19,6 +19,7 @@ __all__ = [
     "WatchState",
     "Watches",
     "Webhook",
+    "checked_hosts",
     "decision_row",
     "parse_condition",
     "read_log",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import logging
+import re
 import socket
 import string
 import threading
@@ -130,6 +131,14 @@ def _cut(connected: socket.socket) -> None:
         connected.shutdown(socket.SHUT_RDWR)
 
 
+def checked_hosts(hosts: Collection[str]) -> frozenset[str]:
+    """Hosts that may be written to, `name` or `name:port`, in small letters. Raises ConfigError for what can be none."""
+    for host in hosts:
+        if not host or re.search(r"[\s/@?#\[\]]", host):
+            raise ConfigError(f"--webhook-host is {host!r}; give the name of a host alone, such as hooks.example")
+    return frozenset(host.lower() for host in hosts)
+
+
 def _checked(url: str, allowed_hosts: Collection[str]) -> tuple[bool, str, int, str]:
     """Whether to use TLS, the host, the port and the path of an address that is allowed."""
     try:
@@ -144,7 +153,7 @@ def _checked(url: str, allowed_hosts: Collection[str]) -> tuple[bool, str, int, 
     if parts.username or parts.password:
         raise ConfigError("the webhook's address holds a name or password; put a secret into its path instead")
     named = {host, f"{host}:{port}"}
-    if not named & {allowed.lower() for allowed in allowed_hosts}:
+    if not named & checked_hosts(allowed_hosts):
         raise ConfigError(f"the webhook's host {host} is not allowed; allow it with --webhook-host {host}")
     path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
     # As a browser sends it: what is no ASCII, and spaces, in percents.
