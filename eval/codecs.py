@@ -19,6 +19,7 @@ import torch
 
 from data.questions import WorldQuestion, questions_about
 from data.world import make_world
+from eval.flags import SEED, amount, whole
 from eval.needle import delivered, moments_of
 from eval.report import hardware_words, table, write_json
 from eval.scoring import exact, median, rate
@@ -54,13 +55,13 @@ class Tally:
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--streams", type=int, default=12)
-    parser.add_argument("--seconds", type=int, default=60, help="length of each stream")
-    parser.add_argument("--moments", type=int, default=5, help="times per stream at which all families are asked")
-    parser.add_argument("--first-seed", type=int, default=1_000_000, help="seeds of the streams; training draws others")
+    parser.add_argument("--streams", type=whole(1), default=12)
+    parser.add_argument("--seconds", type=whole(1), default=60, help="length of each stream")
+    parser.add_argument("--moments", type=whole(1, 10_000), default=5, help="times per stream at which all families are asked")
+    parser.add_argument("--first-seed", type=SEED, default=1_000_000, help="seeds of the streams; training draws others")
     parser.add_argument("--encode", choices=("h264", "vp9", "none"), default="none", help="how frames are delivered")
     parser.add_argument(
-        "--coarseness", type=float, nargs="*", default=[], help="also try the entropy-coded one with these steps"
+        "--coarseness", type=amount(0.001, 1000), nargs="*", default=[], help="also try the entropy-coded one with these steps"
     )
 
 

@@ -25,17 +25,18 @@ import torch
 
 from eval.crash_check import Tally
 from eval.crash_victims import Attempt, Banks, Sessions, Victims
+from eval.flags import SEED, whole
 from eval.report import table, write_json
 from vstream.models import chosen_model
 from vstream.progress import Progress
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--kills", type=int, default=50, help="how often to kill")
+    parser.add_argument("--kills", type=whole(1), default=50, help="how often to kill")
     parser.add_argument(
-        "--sessions", type=int, default=None, help="how many of them hit a whole session; default: one in fifty"
+        "--sessions", type=whole(0), default=None, help="how many of them hit a whole session; default: one in fifty"
     )
-    parser.add_argument("--shuffle", type=int, default=0, metavar="SEED", help="seed of chunks and moments")
+    parser.add_argument("--shuffle", type=SEED, default=0, metavar="SEED", help="seed of chunks and moments")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:

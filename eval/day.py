@@ -21,6 +21,7 @@ import numpy as np
 from data.questions import WorldQuestion, ask_did, ask_which
 from data.world import World, make_world
 from eval.efficiency import mib, resident_bytes
+from eval.flags import SEED, amount, whole
 from eval.report import hardware_words, table, write_json
 from eval.scoring import exact, rate
 from memory import DurableBank, MemoryBank
@@ -53,13 +54,13 @@ class Placed:
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--hours", type=float, default=24, help="length of the stream")
-    parser.add_argument("--slot-seconds", type=float, default=1.0, help="stream time that one chunk stands for")
-    parser.add_argument("--watched-seconds", type=int, default=300, help="how much of a world is really watched")
-    parser.add_argument("--world-seed", type=int, default=1_500_000)
-    parser.add_argument("--gpu-mib", type=float, default=4)
-    parser.add_argument("--ram-mib", type=float, default=8)
-    parser.add_argument("--disk-mib", type=float, default=32)
+    parser.add_argument("--hours", type=amount(0.001), default=24, help="length of the stream")
+    parser.add_argument("--slot-seconds", type=amount(0.1, 3600), default=1.0, help="stream time that one chunk stands for")
+    parser.add_argument("--watched-seconds", type=whole(1), default=300, help="how much of a world is really watched")
+    parser.add_argument("--world-seed", type=SEED, default=1_500_000)
+    parser.add_argument("--gpu-mib", type=amount(0), default=4)
+    parser.add_argument("--ram-mib", type=amount(0), default=8)
+    parser.add_argument("--disk-mib", type=amount(0), default=32)
     parser.add_argument("--kept", action="store_true", help="in a memory that outlives its session, under its quota")
 
 

@@ -17,6 +17,7 @@ import torch
 
 from data.frames import Chunk, Frame
 from data.world import make_world
+from eval.flags import amount, whole
 from eval.model_speed import SIDE, measure, print_speed
 from eval.report import hardware_words, table, write_json
 from eval.scoring import median
@@ -34,11 +35,13 @@ QUESTION = "when did the {} appear ?"
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--minutes", type=float, nargs="+", default=[1, 10, 60], help="stream lengths for the latency table")
-    parser.add_argument("--repeats", type=int, default=15, help="questions per length and way to answer")
-    parser.add_argument("--rounds", type=int, default=5, help="rounds of the model side's table")
-    parser.add_argument("--side", type=int, default=SIDE, help="of the frames in the model side's table, in pixels")
-    parser.add_argument("--stock-minutes", type=float, default=10, help="longest stream that stock transformers re-reads")
+    parser.add_argument(
+        "--minutes", type=amount(0.01), nargs="+", default=[1, 10, 60], help="stream lengths for the latency table"
+    )
+    parser.add_argument("--repeats", type=whole(1), default=15, help="questions per length and way to answer")
+    parser.add_argument("--rounds", type=whole(1), default=5, help="rounds of the model side's table")
+    parser.add_argument("--side", type=whole(28, 8192), default=SIDE, help="of the frames in the model side's table, in pixels")
+    parser.add_argument("--stock-minutes", type=amount(0), default=10, help="longest stream that stock transformers re-reads")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from data.questions import FAMILIES, WorldQuestion, questions_about
 from data.sources import FileSource
 from data.world import World, make_world
 from eval.arms import Arm, make_arms, remember
+from eval.flags import SEED, whole
 from eval.report import hardware_words, table, write_json
 from eval.scoring import Rate, exact, median, rate, recall_precision
 from vstream.models import chosen_model, chosen_settings
@@ -46,10 +47,10 @@ class Record:
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--streams", type=int, default=12)
-    parser.add_argument("--seconds", type=int, default=60, help="length of each stream")
-    parser.add_argument("--moments", type=int, default=5, help="times per stream at which all families are asked")
-    parser.add_argument("--first-seed", type=int, default=1_000_000, help="seeds of the streams; training draws others")
+    parser.add_argument("--streams", type=whole(1), default=12)
+    parser.add_argument("--seconds", type=whole(1), default=60, help="length of each stream")
+    parser.add_argument("--moments", type=whole(1, 10_000), default=5, help="times per stream at which all families are asked")
+    parser.add_argument("--first-seed", type=SEED, default=1_000_000, help="seeds of the streams; training draws others")
     parser.add_argument("--encode", choices=("mixed", "h264", "vp9", "none"), default="mixed", help="how frames are delivered")
     parser.add_argument("--only-ours", action="store_true", help="leave the controls out")
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from data.questions import canonical
 from data.world import World
+from eval.flags import SEED, whole
 from eval.gates import Firing, chunks_of, measure, print_gates, trained_for_silence
 from eval.report import hardware_words, table, write_json
 from eval.scenes import KINDS, Scene, make_scene
@@ -29,19 +30,20 @@ from vstream.progress import Progress
 from vstream.prompts import prompts_for
 from vstream.session import StreamSession
 from vstream.triggers.yes_no import yes_probabilities
+from vstream.watches import MAX_WATCHES
 
 SIDES = (96, 128, 160, 240)
 POLL_THRESHOLD = 0.5
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--streams", type=int, default=2, help="streams of every kind")
-    parser.add_argument("--seconds", type=int, default=300, help="length of each stream")
-    parser.add_argument("--watches", type=int, default=8, help="watches per stream")
-    parser.add_argument("--first-seed", type=int, default=5_000_000, help="seeds of the streams; training draws others")
+    parser.add_argument("--streams", type=whole(1), default=2, help="streams of every kind")
+    parser.add_argument("--seconds", type=whole(1), default=300, help="length of each stream")
+    parser.add_argument("--watches", type=whole(1, MAX_WATCHES), default=8, help="watches per stream")
+    parser.add_argument("--first-seed", type=SEED, default=5_000_000, help="seeds of the streams; training draws others")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
     parser.add_argument("--no-poll", action="store_true", help="leave the poll protocol out")
-    parser.add_argument("--poll-every", type=int, default=1, metavar="N", help="poll at every Nth chunk only")
+    parser.add_argument("--poll-every", type=whole(1), default=1, metavar="N", help="poll at every Nth chunk only")
     parser.add_argument("--no-triggers", action="store_true", help="leave out the table of what each trigger alone would do")
 
 

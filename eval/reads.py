@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from data.world import make_world
+from eval.flags import amount, whole
 from eval.random_memory import random_chunk
 from eval.report import hardware_words, table, write_json
 from eval.scoring import median
@@ -40,10 +41,12 @@ RAM, WARM, COLD = "RAM", "disk, warm", "disk, cold"
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--chunks", type=int, default=32, help="chunks in one gather")
-    parser.add_argument("--chunk-mib", type=float, default=2, help="size of a chunk; 2: about 14 tokens of an 8B model")
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--watched-seconds", type=int, default=60, help="stream behind the questions for the latency")
+    parser.add_argument("--chunks", type=whole(1, 10_000), default=32, help="chunks in one gather")
+    parser.add_argument(
+        "--chunk-mib", type=amount(0.001, 1024), default=2, help="size of a chunk; 2: about 14 tokens of an 8B model"
+    )
+    parser.add_argument("--rounds", type=whole(1), default=9)
+    parser.add_argument("--watched-seconds", type=whole(1), default=60, help="stream behind the questions for the latency")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from eval.efficiency import resident_bytes
+from eval.flags import amount, whole
 from eval.random_memory import CHUNK_SECONDS, random_chunk, random_record
 from eval.report import hardware_words, table, write_json
 from eval.scoring import median
@@ -44,8 +45,8 @@ STEPS = ("open", "first answer", "next answer", "timeline", "timeline again")
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--hours", type=float, nargs="+", default=[1, 24], help="lengths of stream")
-    parser.add_argument("--repeats", type=int, default=7, help="how often each is opened")
+    parser.add_argument("--hours", type=amount(0.001), nargs="+", default=[1, 24], help="lengths of stream")
+    parser.add_argument("--repeats", type=whole(1), default=7, help="how often each is opened")
     parser.add_argument("--folder", type=Path, default=None, help="where to write; default: the folder for temporary files")
 
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data.errors import VStreamError
-from vstream.config import USAGE_ERROR, Parser, add_flags
+from vstream.config import INTERRUPTED, USAGE_ERROR, Parser, add_flags
 from vstream.models import add_model_flags
 
 EVALUATIONS = {
@@ -42,8 +42,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         args.run(args)
     except VStreamError as error:
-        sys.stderr.write(f"eval {args.name}: {error}\n")
+        sys.stderr.write(f"eval {args.name}: {error.line}\n")
         return USAGE_ERROR
+    except KeyboardInterrupt:
+        sys.stderr.write("\nstopped\n")
+        return INTERRUPTED
     return 0
 
 

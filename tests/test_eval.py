@@ -237,3 +237,30 @@ def test_wrong_input_is_one_line(tmp_path, capsys) -> None:
         with pytest.raises(SystemExit) as stop:
             main(argv)
         assert stop.value.code == 2 and capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "needle --streams 0",
+        "needle --moments 10001",
+        "needle --first-seed -1",
+        "needle --seconds many",
+        "proactive --watches 17",
+        "codecs --coarseness 1 nan",
+        "crash --kills 0",
+        "crash --sessions -1",
+        "day --hours inf",
+        "day --gpu-mib nan",
+        "reads --chunk-mib 1e9",
+        "reopen --hours 1 0",
+        "efficiency --minutes 0",
+    ],
+)
+def test_a_number_that_makes_no_sense_ends_it_in_one_line(words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """And not with a table of nothing, in which nothing failed."""
+    with pytest.raises(SystemExit) as caught:
+        main(words.split())
+    out, err = capsys.readouterr()
+    assert caught.value.code == 2 and not out
+    assert err.count("\n") == 1 and f"argument {words.split()[1]}: '{words.split()[-1]}' is none; give a " in err
