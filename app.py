@@ -6,8 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from data.errors import VStreamError
-from vstream.config import INTERRUPTED, USAGE_ERROR, Parser, add_flags
+from data.command_line import Parser, exit_status
+from vstream.config import add_flags
 from vstream.models import add_model_flags, chosen_model, chosen_settings
 
 
@@ -38,34 +38,31 @@ def parsed(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """Parse, check, load, serve. Returns the exit status."""
     args = parsed(argv)
-    try:
-        from vstream.ui.serve import check_host, check_port, checked_certificate, serve
-        from vstream.ui.studio import DEMO_SOURCE, Studio, check_source
-        from vstream.watches import checked_hosts
+    return exit_status("app.py", lambda: opened(args))
 
-        check_host(args.host, args.token, args.insecure)
-        check_port(args.port)
-        webhook_hosts = checked_hosts(args.webhook_host)
-        certificate = checked_certificate(args.certificate) if args.certificate else None
-        config = chosen_settings(args)
-        source = args.source or DEMO_SOURCE
-        check_source(source, args.allow_private_hosts)
-        studio = Studio(
-            chosen_model(args).load(config.gpu_bytes),
-            config,
-            start_source=source,
-            folder=args.memory,
-            allow_private_hosts=args.allow_private_hosts,
-            webhook_hosts=webhook_hosts,
-        )
-        serve(studio, args.host, args.port, args.token, certificate)
-    except VStreamError as error:
-        print(f"app.py: {error.line}", file=sys.stderr)
-        return USAGE_ERROR
-    except KeyboardInterrupt:
-        # While a model loads; a page that was open ends with 0.
-        print("\nstopped", file=sys.stderr)
-        return INTERRUPTED
+
+def opened(args: argparse.Namespace) -> int:
+    """The page, until somebody ends it, with 0. Raises VStreamError for what it cannot be opened with."""
+    from vstream.ui.serve import check_host, check_port, checked_certificate, serve
+    from vstream.ui.studio import DEMO_SOURCE, Studio, check_source
+    from vstream.watches import checked_hosts
+
+    check_host(args.host, args.token, args.insecure)
+    check_port(args.port)
+    webhook_hosts = checked_hosts(args.webhook_host)
+    certificate = checked_certificate(args.certificate) if args.certificate else None
+    config = chosen_settings(args)
+    source = args.source or DEMO_SOURCE
+    check_source(source, args.allow_private_hosts)
+    studio = Studio(
+        chosen_model(args).load(config.gpu_bytes),
+        config,
+        start_source=source,
+        folder=args.memory,
+        allow_private_hosts=args.allow_private_hosts,
+        webhook_hosts=webhook_hosts,
+    )
+    serve(studio, args.host, args.port, args.token, certificate)
     return 0
 
 

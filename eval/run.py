@@ -8,8 +8,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from data.errors import VStreamError
-from vstream.config import INTERRUPTED, USAGE_ERROR, Parser, add_flags
+from data.command_line import Parser, exit_status
+from vstream.config import add_flags
 from vstream.models import add_model_flags
 
 EVALUATIONS = {
@@ -39,15 +39,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         add_flags(command)
         command.set_defaults(run=evaluation.run)
     args = parser.parse_args(argv)
-    try:
+
+    def measured() -> int:
         args.run(args)
-    except VStreamError as error:
-        sys.stderr.write(f"eval {args.name}: {error.line}\n")
-        return USAGE_ERROR
-    except KeyboardInterrupt:
-        sys.stderr.write("\nstopped\n")
-        return INTERRUPTED
-    return 0
+        return 0
+
+    return exit_status(f"eval {args.name}", measured)
 
 
 if __name__ == "__main__":

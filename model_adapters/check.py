@@ -5,28 +5,24 @@ Exit 0 where every check passes, 1 where one does not, 2 where the checkpoint ca
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from typing import cast
 
-from data.errors import AdapterError, VStreamError, reason_of
+from data.command_line import Parser, exit_status
+from data.errors import AdapterError, reason_of
 from model_adapters.registry import DTYPES, FAMILIES, load_adapter
 
-FAILED, USAGE_ERROR = 1, 2
+FAILED = 1
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m model_adapters.check", description=__doc__)
+    parser = Parser(prog="python -m model_adapters.check", description=__doc__)
     parser.add_argument("model", help="a checkpoint folder, or a hub id")
     parser.add_argument("--dtype", choices=DTYPES, help="default: float32 on the CPU, as stored elsewhere")
     parser.add_argument("--device", help="default: CUDA where there is one")
     args = parser.parse_args(argv)
-    try:
-        return report(args.model, args.dtype, args.device)
-    except VStreamError as error:
-        sys.stderr.write(f"check: {error}\n")
-        return USAGE_ERROR
+    return exit_status("check", lambda: report(args.model, args.dtype, args.device))
 
 
 def report(name: str, dtype: str | None, device: str | None) -> int:

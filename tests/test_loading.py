@@ -187,6 +187,14 @@ def test_a_processor_configuration_that_makes_no_sense_is_told(folder, damage: d
     assert line.startswith("check: ") and str(folder) in line and len(line) < 500
 
 
+@pytest.mark.parametrize("argv", [[], ["embedded", "--dtype", "float8"], ["embedded", "--quick"]])
+def test_a_check_that_was_called_wrongly_is_told_in_one_line(argv: list[str], capsys) -> None:
+    with pytest.raises(SystemExit) as caught:
+        check_main(argv)
+    err = capsys.readouterr().err
+    assert caught.value.code == 2 and err.count("\n") == 1 and err.startswith("python -m model_adapters.check: ")
+
+
 # Memory
 
 

@@ -8,9 +8,9 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from data.errors import VStreamError
+from data.command_line import Parser, exit_status
 from vstream import commands, comment_command, watch_command
-from vstream.config import INTERRUPTED, USAGE_ERROR, Parser, add_flags
+from vstream.config import add_flags
 from vstream.memory_commands import add_memory_commands
 from vstream.models import add_model_flags
 from vstream.written import printing
@@ -69,19 +69,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(levelname)s %(message)s")
     args = build_parser().parse_args(argv)
     run: Callable[[argparse.Namespace], int] = args.run
-    try:
-        with printing(sys.stdout):
-            return run(args)
-    except VStreamError as error:
-        sys.stderr.write(f"vstream {args.command}: {error.line}\n")
-        return USAGE_ERROR
-    except BrokenPipeError:
-        # As in `watch … | head -1`: who reads has seen enough.
-        sys.stderr.write("stopped: nobody reads the output any more\n")
-        return 0
-    except KeyboardInterrupt:
-        sys.stderr.write("\nstopped\n")
-        return INTERRUPTED
+
+    def printed() -> int:
+        try:
+            with printing(sys.stdout):
+                return run(args)
+        except BrokenPipeError:
+            # As in `watch … | head -1`: who reads has seen enough.
+            sys.stderr.write("stopped: nobody reads the output any more\n")
+            return 0
+
+    return exit_status(f"vstream {args.command}", printed)
 
 
 if __name__ == "__main__":

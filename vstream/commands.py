@@ -8,13 +8,14 @@ import math
 import sys
 from importlib.metadata import version
 
+from data.command_line import USAGE_ERROR
 from data.errors import ConfigError, QuestionError
 from data.sources import Source, open_source
 from data.sources.doctor import check
 from memory import open_memory
 from vstream import batch as batch_
 from vstream.answer import Answer, answer_fields, checked_question
-from vstream.config import USAGE_ERROR, SessionConfig
+from vstream.config import SessionConfig
 from vstream.model_report import model_rows
 from vstream.models import chosen_model, chosen_settings
 from vstream.progress import Progress

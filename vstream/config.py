@@ -6,7 +6,7 @@ import argparse
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, NoReturn, get_args, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 from data.errors import ConfigError
 
@@ -90,19 +90,6 @@ class SessionConfig:
         if unknown:
             raise ConfigError(f"unknown setting {sorted(unknown)[0]!r}; known: {', '.join(f.name for f in fields(self))}")
         return dataclasses.replace(self, **changes)
-
-
-USAGE_ERROR = 2
-"""Exit status of a command that was called or fed wrongly."""
-INTERRUPTED = 130
-"""Exit status where Ctrl-C ended it."""
-
-
-class Parser(argparse.ArgumentParser):
-    """Says what was wrong in one line, without the usage text in front of it."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(USAGE_ERROR, f"{self.prog}: {message}; see {self.prog} --help\n")
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
