@@ -77,7 +77,7 @@ def check_library(folder: Path | None) -> None:
     if folder is None:
         return
     try:
-        folder.exists()
+        folder.exists()  # Raises where that cannot be told: a name that is too long, a folder above that is shut.
     except OSError as error:
         raise unusable(folder, error) from error
     if is_memory(folder):
