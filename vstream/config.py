@@ -76,7 +76,6 @@ class SessionConfig:
                 f"a chunk of {self.chunk_seconds} s at {self.fps} fps holds no frame; raise fps or chunk_seconds so that"
                 " their product is at least 1"
             )
-
         if 0 < self.temperature < COLDEST:
             raise ConfigError(f"temperature is {self.temperature}; give 0, or a number from {COLDEST} on")
 
