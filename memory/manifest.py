@@ -189,13 +189,17 @@ class Manifest(History):
 
     def span_of(self, chunk_ids: Collection[int]) -> tuple[float, float]:
         """From where the first of these chunks starts to where the last one ends; at least one, next to each other."""
-        ends = "SELECT min(start_seconds), max(end_seconds) FROM chunks WHERE chunk_id BETWEEN ? AND ?"
+        whole = _are("number", "start_seconds", "end_seconds")
+        ends = f"SELECT min(start_seconds), max(end_seconds) FROM chunks WHERE chunk_id BETWEEN ? AND ? AND {whole}"
         ((start, end),) = self.query(ends, (min(chunk_ids), max(chunk_ids)))
+        if start is None:
+            raise MemoryBankError(f"the manifest of {self.folder} is damaged: it has no times; {self.rebuild}")
         return start, end
 
     def places(self, chunk_ids: Collection[int]) -> dict[int, list[Place]]:
         """Where the KV of stored chunks lies, by segment."""
-        where = f"WHERE segment NOT NULL AND chunk_id IN {_ids(chunk_ids)}"
+        whole = _are("integer", "segment", "offset", "num_bytes")
+        where = f"WHERE segment NOT NULL AND chunk_id IN {_ids(chunk_ids)} AND {whole}"
         found: dict[int, list[Place]] = {}
         for segment, offset, num_bytes in self.query(f"SELECT segment, offset, num_bytes FROM chunks {where}"):
             found.setdefault(segment, []).append(Place(offset, num_bytes))
@@ -203,9 +207,8 @@ class Manifest(History):
 
     def sizes(self, chunk_ids: Collection[int]) -> dict[int, int]:
         """Bytes of the KV of stored chunks."""
-        return dict(
-            self.query(f"SELECT chunk_id, num_bytes FROM chunks WHERE segment NOT NULL AND chunk_id IN {_ids(chunk_ids)}")
-        )
+        where = f"WHERE segment NOT NULL AND chunk_id IN {_ids(chunk_ids)} AND {_are('integer', 'num_bytes')}"
+        return dict(self.query(f"SELECT chunk_id, num_bytes FROM chunks {where}"))
 
     def holds(self, chunk_id: int) -> bool:
         """Whether the KV of a chunk is stored."""
@@ -219,7 +222,8 @@ class Manifest(History):
     def moments(self, after_chunk_id: int = -1) -> list[tuple]:
         """The fields of a TimelineMoment of every chunk behind one."""
         names = ", ".join(TimelineMoment._fields)
-        return self.query(f"SELECT {names} FROM chunks WHERE chunk_id > ? ORDER BY chunk_id", (after_chunk_id,))
+        where = f"WHERE chunk_id > ? AND {_are('number', *TimelineMoment._fields[1:])}"
+        return self.query(f"SELECT {names} FROM chunks {where} ORDER BY chunk_id", (after_chunk_id,))
 
     @property
     def num_rows(self) -> int:
@@ -228,7 +232,8 @@ class Manifest(History):
 
     def last_stored_unix(self) -> float:
         """Wall-clock time at which the last chunk was stored; 0 if there is none."""
-        found = self.query("SELECT stored_unix FROM chunks ORDER BY chunk_id DESC LIMIT 1")
+        whole = _are("number", "stored_unix")
+        found = self.query(f"SELECT stored_unix FROM chunks WHERE {whole} ORDER BY chunk_id DESC LIMIT 1")
         return float(found[0][0]) if found else 0.0
 
     def segments(self) -> dict[int, tuple[int, int]]:
@@ -239,12 +244,14 @@ class Manifest(History):
 
     def segments_by_age(self) -> list[int]:
         """The segments that hold chunks, that of the oldest chunk first."""
-        found = self.query("SELECT segment FROM chunks WHERE segment NOT NULL GROUP BY segment ORDER BY min(chunk_id)")
+        where = f"WHERE segment NOT NULL AND {_are('integer', 'segment')}"
+        found = self.query(f"SELECT segment FROM chunks {where} GROUP BY segment ORDER BY min(chunk_id)")
         return [row[0] for row in found]
 
     def step(self, chunk_id: int) -> int:
         """How often one chunk was thinned."""
-        found = self.query("SELECT merged - 1 FROM chunks JOIN segments USING (segment) WHERE chunk_id = ?", (int(chunk_id),))
+        step = "SELECT coalesce(merged - 1, 0) FROM chunks JOIN segments USING (segment) WHERE chunk_id = ?"
+        found = self.query(step, (int(chunk_id),))
         return max(0, found[0][0]) if found else 0
 
     def steps(self) -> dict[int, int]:
@@ -253,11 +260,12 @@ class Manifest(History):
 
     def segments_of(self, chunk_ids: Collection[int]) -> list[int]:
         """The segments that hold these chunks."""
-        found = self.query(f"SELECT DISTINCT segment FROM chunks WHERE segment NOT NULL AND chunk_id IN {_ids(chunk_ids)}")
+        where = f"WHERE segment NOT NULL AND chunk_id IN {_ids(chunk_ids)} AND {_are('integer', 'segment')}"
+        found = self.query(f"SELECT DISTINCT segment FROM chunks {where}")
         return sorted(row[0] for row in found)
 
     def unwanted(self) -> list[str]:
-        return [row[0] for row in self.query("SELECT file FROM unwanted")]
+        return [row[0] for row in self.query(f"SELECT file FROM unwanted WHERE {_are('text', 'file')}")]
 
     def num_visual_tokens(self, until_chunk_id: int) -> tuple[int, int]:
         """Visual tokens seen and kept in all chunks up to one."""
@@ -269,13 +277,20 @@ class Manifest(History):
         """Counts, and the first and last times of stream and clock, for people: it looks at every row."""
         names = ("num_chunks", "num_stored", "num_seen_tokens", "num_kept_tokens", "start", "end", "first", "last")
         sums = "count(*), count(segment), sum(num_seen_tokens), sum(num_kept_tokens)"
-        times = "min(start_seconds), max(end_seconds), min(stored_unix), max(stored_unix)"
+        ends = ("min", "start_seconds"), ("max", "end_seconds"), ("min", "stored_unix"), ("max", "stored_unix")
+        times = ", ".join(f"{end}({column}) FILTER (WHERE {_are('number', column)})" for end, column in ends)
         (row,) = self.query(f"SELECT {sums}, {times} FROM chunks")
         return {name: value or 0 for name, value in zip(names, row, strict=True)}
 
     def check(self) -> list[str]:
         """What SQLite itself finds wrong with the file; empty if nothing."""
         return [row[0] for row in self.query("PRAGMA quick_check") if row[0] != "ok"]
+
+
+def _are(kind: str, *columns: str) -> str:
+    """That columns hold what was put there, a number, integer or text: what is damaged may be of any type."""
+    kinds = "'integer', 'real'" if kind == "number" else f"'{kind}'"
+    return " AND ".join(f"typeof({column}) IN ({kinds})" for column in columns)
 
 
 def _ids(chunk_ids: Collection[int]) -> str:

@@ -17,17 +17,17 @@ from test_memory_stores import chunk, same
 from data.errors import MemoryBankError
 from memory import DurableBank, open_memory
 from memory.identity import FORMAT_VERSION
-from memory.library import META, verify
+from memory.library import META, describe, verify
 from memory.manifest import MANIFEST, Manifest
 from memory.meta import SCHEMA_SUM
 from memory.notes import Note, Notes
 from memory.rebuild import rebuild
 from memory.rewriting import rewrite
-from memory.rows import ChunkRow, Gap, Sitting
+from memory.rows import CHUNK_COLUMNS, ChunkRow, Gap, Sitting
 from memory.stored import ROW_BYTES
 from memory.stored_records import NUM_CHECKED, StoredRecords
 from memory.thinning import Distinct, Thinning
-from memory.upkeep import drop_kv
+from memory.upkeep import drop_kv, forget_span
 from vstream.remembered import join
 
 SMALL = {"segment_bytes": 8_000, "disk_bytes": 120_000, "thinning": Thinning(Distinct()), "lag_seconds": 0.1}
@@ -103,18 +103,7 @@ def test_flipped_bits_end_no_stream_with_anything_but_a_line(tmp_path: Path, see
                 content[at] ^= 1 << int(rng.integers(8))
             (folder / MANIFEST).write_bytes(content)
             try:
-                bank = stored_bank(folder, **SMALL)
-                try:
-                    join(bank.memory, 0.1, "source", "key", "", 3.0)
-                    bank.get(bank.chunk_ids())
-                    for i in range(40, 52):
-                        bank.put(chunk(i), record_of(chunk(i)))
-                    bank.writer.flush()
-                    bank.forget(2.0, 2.2)
-                    bank.stats()
-                finally:
-                    bank.close()
-                verify(folder)
+                used(folder)
             except MemoryBankError as error:
                 assert "\n" not in str(error)
             assert not died
@@ -122,6 +111,66 @@ def test_flipped_bits_end_no_stream_with_anything_but_a_line(tmp_path: Path, see
             shutil.rmtree(folder)
     finally:
         threading.excepthook = before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("column", CHUNK_COLUMNS[1:])
+def test_a_column_of_another_type_ends_no_stream(tmp_path: Path, column: str) -> None:
+    """A flipped bit may make anything of a number, whatever the column is for."""
+    base = made(tmp_path / "base", **SMALL)
+    died: list[threading.ExceptHookArgs] = []
+    before, threading.excepthook = threading.excepthook, died.append
+    try:
+        for value in ("late", b"\xff", None, 1e300, -(2**62)):
+            folder = tmp_path / "m"
+            shutil.copytree(base, folder)
+            db = sqlite3.connect(folder / MANIFEST)
+            db.execute(f"UPDATE chunks SET {column} = ? WHERE chunk_id IN (3, 20, 33)", (value,))
+            db.commit()
+            db.close()
+            try:
+                used(folder)
+            except MemoryBankError as error:
+                assert "\n" not in str(error)
+            assert not died, value
+            rebuild(folder)
+            assert verify(folder).whole
+            shutil.rmtree(folder)
+    finally:
+        threading.excepthook = before
+
+
+def used(folder: Path) -> None:
+    """All that a stream does with a memory: it goes on, reads, writes, ages, forgets, and is looked at."""
+    bank = stored_bank(folder, **SMALL)
+    try:
+        join(bank.memory, 0.1, "source", "key", "", 3.0)
+        bank.get(bank.chunk_ids())
+        for i in range(40, 52):
+            bank.put(chunk(i), record_of(chunk(i)))
+        bank.writer.flush()
+        bank.forget(2.0, 2.2)
+        bank.stats()
+        bank.memory.manifest.moments()
+    finally:
+        bank.close()
+    verify(folder)
+    describe(folder)
+
+
+def test_rows_out_of_order_are_told_before_anything_is_forgotten(tmp_path: Path) -> None:
+    """And not taken for the ends of a span: what lies between them would go, or nothing be found there."""
+    folder = made(tmp_path / "m", **SMALL)
+    memory = open_memory(folder, write=True)
+    kept = memory.manifest.ids_of_all()
+    found = memory.manifest.ids_of_all
+    memory.manifest.ids_of_all = lambda where="", values=(): (
+        found(where, values)[::-1] if "<" in where else found(where, values)
+    )
+    with pytest.raises(MemoryBankError, match=r"out of order.*memory rebuild"):
+        forget_span(memory, 0.5, 2.2)
+    assert found() == kept
+    memory.close()
 
 
 def test_a_memory_of_which_no_bank_can_be_made_is_let_go_of(tmp_path: Path) -> None:
