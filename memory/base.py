@@ -200,7 +200,8 @@ class Bank(ABC):
 
     @abstractmethod
     def check_integrity(self) -> None:
-        """AssertionError, in words, if bookkeeping and content disagree."""
+        """AssertionError, in words, if bookkeeping and content disagree; MemoryBankError if that cannot be told, or what is on
+        disk is damaged."""
 
     @abstractmethod
     def close(self) -> None:

@@ -168,7 +168,12 @@ class DurableBank(MemoryBank):
             # In this order: the writer may commit between the two, and numbers only grow.
             segments = self.memory.manifest.segments()
             number = self.memory.manifest.number("next_segment")
-            assert all(segment < number for segment in segments), "a segment has a number to come"
+            if any(segment >= number for segment in segments):
+                # Not the bookkeeping of this process: a flipped bit does it.
+                rebuild = self.memory.manifest.rebuild
+                raise MemoryBankError(
+                    f"the manifest of {self.memory.folder} is damaged: a segment has a number to come; {rebuild}"
+                )
 
     def close(self) -> None:
         with ExitStack() as closing:

@@ -158,6 +158,22 @@ def used(folder: Path) -> None:
     describe(folder)
 
 
+def test_a_segment_with_a_number_to_come_is_damage(tmp_path: Path) -> None:
+    """And not a fault of the process that finds it."""
+    folder = made(tmp_path / "m", 6)
+    bank = stored_bank(folder, **SMALL)  # which would leave out what has no file
+    db = sqlite3.connect(folder / MANIFEST)
+    db.execute("UPDATE segments SET segment = 1000000 WHERE segment = (SELECT min(segment) FROM segments)")
+    db.commit()
+    db.close()
+    with pytest.raises(MemoryBankError, match=r"a segment has a number to come.*memory rebuild"):
+        bank.check_integrity()
+    with pytest.raises(MemoryBankError, match="a number to come"):
+        bank.close()
+    rebuild(folder)
+    stored_bank(folder, **SMALL).close()
+
+
 def test_rows_out_of_order_are_told_before_anything_is_forgotten(tmp_path: Path) -> None:
     """And not taken for the ends of a span: what lies between them would go, or nothing be found there."""
     folder = made(tmp_path / "m", **SMALL)
