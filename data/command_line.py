@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import NoReturn
 
 from data.errors import VStreamError
@@ -20,6 +22,17 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(USAGE_ERROR, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+
+@contextmanager
+def reading(path: Path, then: str, kind: type[VStreamError]) -> Iterator[None]:
+    """Within it `path` is read as text: what fails raises an error of `kind`, which says what to do `then`."""
+    try:
+        yield
+    except OSError as error:
+        raise kind(f"{path} cannot be read: {error.strerror}; {then}") from error
+    except UnicodeDecodeError as error:
+        raise kind(f"{path} is no text; {then}") from error
 
 
 def exit_status(name: str, run: Callable[[], int]) -> int:

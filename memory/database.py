@@ -36,6 +36,10 @@ class Database:
         """What to do where the file is damaged."""
         return REBUILD.format(folder=self.folder)
 
+    def damaged(self, why: str) -> str:
+        """What is said of a manifest that cannot be believed, and what to do."""
+        return f"the manifest of {self.folder} is damaged{why}; {self.rebuild}"
+
     @contextmanager
     def changing(self) -> Iterator[sqlite3.Connection]:
         """One transaction: all of it, or nothing where an error comes out of the context."""
@@ -135,12 +139,12 @@ class Database:
         try:
             yield
         except UnicodeError as error:
-            raise MemoryBankError(f"the manifest of {self.folder} is damaged ({error}); {self.rebuild}") from error
+            raise MemoryBankError(self.damaged(f" ({error})")) from error
         except sqlite3.Error as error:
             said = reason_of(error)  # SQLite quotes what it stumbles over, over several lines
             code = getattr(error, "sqlite_errorcode", 0) & 0xFF
             if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB) or "no such table" in str(error):
-                raise MemoryBankError(f"the manifest of {self.folder} is damaged ({said}); {self.rebuild}") from error
+                raise MemoryBankError(self.damaged(f" ({said})")) from error
             raise MemoryBankError(
                 f"the manifest of {self.folder} cannot be used ({said}); free some space, wait, or choose another folder"
             ) from error

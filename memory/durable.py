@@ -170,10 +170,7 @@ class DurableBank(MemoryBank):
             number = self.memory.manifest.number("next_segment")
             if any(segment >= number for segment in segments):
                 # Not the bookkeeping of this process: a flipped bit does it.
-                rebuild = self.memory.manifest.rebuild
-                raise MemoryBankError(
-                    f"the manifest of {self.memory.folder} is damaged: a segment has a number to come; {rebuild}"
-                )
+                raise MemoryBankError(self.memory.manifest.damaged(": a segment has a number to come"))
 
     def close(self) -> None:
         with ExitStack() as closing:

@@ -193,7 +193,7 @@ class Manifest(History):
         ends = f"SELECT min(start_seconds), max(end_seconds) FROM chunks WHERE chunk_id BETWEEN ? AND ? AND {whole}"
         ((start, end),) = self.query(ends, (min(chunk_ids), max(chunk_ids)))
         if start is None:
-            raise MemoryBankError(f"the manifest of {self.folder} is damaged: it has no times; {self.rebuild}")
+            raise MemoryBankError(self.damaged(": it has no times"))
         return start, end
 
     def places(self, chunk_ids: Collection[int]) -> dict[int, list[Place]]:

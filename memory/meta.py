@@ -20,7 +20,7 @@ class Meta(Database):
     def meta(self, name: str) -> str:
         found = self.query("SELECT value, crc32 FROM meta WHERE name = ?", (name,))
         if not found or found[0][1] != _crc32(name, str(found[0][0])):
-            raise MemoryBankError(f"the manifest of {self.folder} is damaged: it has no right {name}; {self.rebuild}")
+            raise MemoryBankError(self.damaged(f": it has no right {name}"))
         return str(found[0][0])
 
     def number(self, name: str) -> int:
@@ -38,7 +38,7 @@ class Meta(Database):
         A memory from before there was this sum has none to compare."""
         rows = self.query(SCHEMA_ROWS)
         if rows and rows[0][-1] is not None and rows[0][-1] != _schema_sum(rows):
-            raise MemoryBankError(f"the manifest of {self.folder} is damaged: its tables are not as declared; {self.rebuild}")
+            raise MemoryBankError(self.damaged(": its tables are not as declared"))
 
 
 def _schema_sum(rows: list[tuple]) -> str:

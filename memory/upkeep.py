@@ -65,10 +65,7 @@ def forget_span(memory: StoredMemory, start_seconds: float, end_seconds: float) 
             # Those between them, too: a damaged row may claim any time.
             between = memory.manifest.ids_of_all("WHERE chunk_id BETWEEN ? AND ?", (ids[0], ids[-1]))
             if not set(ids) <= set(between):
-                manifest = memory.manifest
-                raise MemoryBankError(
-                    f"the manifest of {memory.folder} is damaged: its rows are out of order; {manifest.rebuild}, then forget"
-                )
+                raise MemoryBankError(f"{memory.manifest.damaged(': its rows are out of order')}, then forget")
             ids = between
             # Whole chunks go, and nothing beyond what was watched is a gap.
             forget(memory, ids, [Gap(*memory.manifest.span_of(ids), "forgotten")])

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from data.command_line import reading
 from data.errors import QuestionError
 from vstream.answer import is_text
 from vstream.written import writing
@@ -20,13 +21,9 @@ NO_JSON = (ValueError, RecursionError)
 
 def read_questions(path: Path) -> Iterator[Row]:
     """The rows of a JSON-lines file. A row that cannot be used carries an `error`; QuestionError if there is no file."""
-    try:
+    with reading(path, "give a file of JSON lines", QuestionError):
         # Not splitlines: JSON may hold other line separators inside of its strings.
         lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except OSError as error:
-        raise QuestionError(f"{path} cannot be read: {error.strerror}; give a file of JSON lines") from error
-    except UnicodeDecodeError as error:
-        raise QuestionError(f"{path} is no text; give a file of JSON lines") from error
     seen: set[str] = set()
     for number, line in enumerate(lines, 1):
         if not line.strip():
@@ -68,14 +65,11 @@ def read_answers(out: Path, config: str) -> dict[str, Row]:
     """Answers of an earlier run, by key. config: the hash of what they must have been answered with.
     Failed rows are tried again. A torn last line is dropped."""
     done: dict[str, Row] = {}
-    try:
-        lines = out.read_text().splitlines()
-    except FileNotFoundError:
-        return {}
-    except OSError as error:
-        raise QuestionError(f"{out} cannot be read: {error.strerror}; choose another --out") from error
-    except UnicodeDecodeError as error:
-        raise QuestionError(f"{out} is no text; choose another --out") from error
+    with reading(out, "choose another --out", QuestionError):
+        try:
+            lines = out.read_text().splitlines()
+        except FileNotFoundError:
+            return {}
     for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line)

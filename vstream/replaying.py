@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from data.command_line import reading
 from data.errors import ConfigError, WatchError
 from vstream.prompts import Prompts
 from vstream.watches import WatchDecision, WatchRules, WatchState, parse_condition, read_log
@@ -18,7 +19,8 @@ def replay_file(path: Path, conditions: Sequence[str], rules: WatchRules, prompt
     conditions: what is watched for by `rules`; what a memory watched for besides goes by its own. Raises ConfigError for a log
     that cannot be read, WatchError for one that is damaged, of other watches, or where these rules lead to another decision.
     """
-    lines = _lines(path)
+    with reading(path, "give a file that --log wrote", ConfigError):
+        lines = path.read_text(encoding="utf-8").splitlines()
     log = read_log(lines)
     wanted = {parse_condition(words).text.lower(): words for words in conditions}
     states: dict[int, WatchState] = {}
@@ -47,12 +49,3 @@ def _begun(line: str, wanted: dict[str, str], rules: WatchRules, prompts: Prompt
 
 def _words(decision: WatchDecision) -> str:
     return f'"{decision.verdict}: {decision.reason}"'
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        return path.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror}; give a file that --log wrote") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path} is no text; give a file that --log wrote") from error
